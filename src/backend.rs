@@ -1,0 +1,196 @@
+//! Where values come from: the [`Backend`] trait, and what it answers.
+//!
+//! A backend knows nothing of callers, files or caches. It is asked only after the policy has said yes, always under a
+//! deadline that its caller sets, and it answers with a value and its version or with one of the five
+//! [`BackendError`]s, which mean different things to a reader and are never mixed up.
+
+use std::fmt;
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+
+use crate::secret::{Name, SecretBytes};
+
+pub mod reference;
+pub mod store;
+
+pub use reference::{Reference, ReferenceError};
+
+/// What a backend calls one value of a secret: a number, an id, a stage.
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+pub struct Version(String);
+
+impl Version {
+    /// Takes the backend's own word for it.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The version as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One value, as a backend gave it.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The bytes.
+    pub value: SecretBytes,
+    /// What the backend calls them.
+    pub version: Version,
+    /// When this version was made, where the backend says so.
+    pub modified: Option<Timestamp>,
+    /// What the backend has to say about the secret, for people.
+    pub description: Option<String>,
+}
+
+/// A place that values come from. Implementations are shared between tasks and keep no lock while they wait.
+pub trait Backend: Send + Sync + fmt::Debug {
+    /// The `type` in the config: `store`, `vault`, ….
+    fn kind(&self) -> &'static str;
+
+    /// True if nothing changes without our own doing: every change is announced to the cache, which need not ask again
+    /// when its TTL is over.
+    fn announces_changes(&self) -> bool;
+
+    /// The value that `reference` names: its path, its query and its version. Picking the field out of the record is
+    /// the caller's part ([`field`]).
+    ///
+    /// # Errors
+    /// Any [`BackendError`].
+    fn read<'a>(&'a self, reference: &'a Reference)
+    -> BoxFuture<'a, Result<Fetched, BackendError>>;
+
+    /// The names of the secrets in a folder, without their values. [`BackendError::Absent`] where there is no such folder.
+    ///
+    /// # Errors
+    /// Any [`BackendError`].
+    fn list<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<Name>, BackendError>>;
+
+    /// The folders themselves, for `[defaults]`, where each is a service.
+    ///
+    /// # Errors
+    /// Any [`BackendError`].
+    fn folders(&self) -> BoxFuture<'_, Result<Vec<Name>, BackendError>>;
+
+    /// Whether the backend can be used now, for `status` and `doctor`.
+    ///
+    /// # Errors
+    /// Any [`BackendError`] but [`BackendError::Absent`].
+    fn check(&self) -> BoxFuture<'_, Result<(), BackendError>>;
+}
+
+/// Why a backend gave no value. The texts name places and reasons, never values.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BackendError {
+    /// There is no such secret, version or field. The only error that lets the next reference of a binding be tried.
+    #[error("no such secret: {0}")]
+    Absent(String),
+    /// The backend knows us and says no.
+    #[error("refused by the backend: {0}")]
+    Refused(String),
+    /// The backend cannot be reached or does not work at the moment. The only error that a stale value may stand in for.
+    #[error("the backend cannot be reached: {0}")]
+    Unreachable(String),
+    /// The deadline passed.
+    #[error("no answer within {0}")]
+    Timeout(String),
+    /// The backend answered with something that must not be shown: damaged, too large, not what was asked for.
+    #[error("unusable: {0}")]
+    Unusable(String),
+}
+
+/// The member `field` of a value that is a JSON object: a string raw, anything else as JSON.
+///
+/// # Errors
+/// [`BackendError::Absent`] if the object has no such member, [`BackendError::Unusable`] if the value is not an object.
+/// Neither quotes the value.
+pub fn field(value: &SecretBytes, field: &str) -> Result<SecretBytes, BackendError> {
+    let record: Record = serde_json::from_slice(value.expose())
+        .map_err(|_| BackendError::Unusable(format!("#{field}: the value is not a JSON object")))?;
+    let Some((_, member)) = record.0.into_iter().find(|(name, _)| name == field) else {
+        return Err(BackendError::Absent(format!(
+            "#{field}: the record has no such field"
+        )));
+    };
+    let text: Result<zeroize::Zeroizing<String>, _> =
+        serde_json::from_str(member.get()).map(zeroize::Zeroizing::new);
+    Ok(match text {
+        Ok(text) => SecretBytes::new(text.as_bytes().to_vec()),
+        Err(_) => SecretBytes::new(member.get().as_bytes().to_vec()),
+    })
+}
+
+/// A JSON object whose members stay as they were written, borrowed from the value.
+struct Record<'a>(Vec<(String, &'a serde_json::value::RawValue)>);
+
+impl<'de> serde::Deserialize<'de> for Record<'de> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> serde::de::Visitor<'de> for Members {
+            type Value = Record<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<Record<'de>, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Record(members))
+            }
+        }
+        deserializer.deserialize_map(Members)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(text: &str) -> SecretBytes {
+        SecretBytes::new(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn a_field_is_raw_if_it_is_a_string_and_json_otherwise() {
+        let record = value(r#"{"user":"bo\"b","port":5432,"tags":["a", 1],"none":null}"#);
+        let show =
+            |name| field(&record, name).map(|v| String::from_utf8(v.expose().to_vec()).unwrap());
+        assert_eq!(show("user").unwrap(), "bo\"b");
+        assert_eq!(show("port").unwrap(), "5432");
+        assert_eq!(show("tags").unwrap(), r#"["a", 1]"#);
+        assert_eq!(show("none").unwrap(), "null");
+        assert!(matches!(show("other"), Err(BackendError::Absent(_))));
+    }
+
+    #[test]
+    fn an_error_never_quotes_the_value() {
+        for text in [
+            "canary-7f3a",
+            r#"["canary-7f3a"]"#,
+            r#"{"canary-7f3a"#,
+            r#"{"a": canary-7f3a}"#,
+        ] {
+            let error = field(&value(text), "a").unwrap_err();
+            assert!(matches!(error, BackendError::Unusable(_)));
+            assert!(!error.to_string().contains("canary"), "{error}");
+        }
+    }
+}

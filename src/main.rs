@@ -1,0 +1,3 @@
+//! The `secretfs` program: arguments, tracing, exit code.
+
+fn main() {}
