@@ -5,6 +5,7 @@ pub mod backend;
 pub mod caller;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod policy;
 pub mod secret;
 pub mod sys;
