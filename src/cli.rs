@@ -1,0 +1,3 @@
+//! The command line: one module for each group of commands.
+
+pub mod args;
