@@ -1,5 +1,6 @@
 //! secretfs: secrets as files, for exactly the processes that may read them.
 
+pub mod access;
 pub mod audit;
 pub mod backend;
 pub mod caller;
