@@ -1,13 +1,28 @@
 //! The config: rich types, every one of them checked.
+//!
+//! [`Config::load`] opens the file by [`open`] (only a file that nobody else can change counts), reads it by `file` (the
+//! raw form) and `check` (every mistake in it at once). Who the users and groups in the rules are is looked up by
+//! [`Config::policy`], again and again, because accounts come and go while the daemon runs.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::backend::Reference;
 use crate::secret::Name;
 use crate::sys::{Gid, Uid};
+
+pub mod accounts;
+mod check;
+mod file;
+pub mod open;
+mod values;
+
+pub use accounts::{Accounts, Unknown};
+pub use values::ValueError;
 
 /// The whole config, checked: whoever holds one need not check anything again.
 #[derive(Debug, Clone)]
@@ -34,6 +49,133 @@ pub struct Config {
     pub cache: CacheConfig,
     /// Where accesses are written down.
     pub audit: AuditConfig,
+}
+
+impl Config {
+    /// Reads a config file that nobody but root and this process's user can change.
+    ///
+    /// # Errors
+    /// [`ConfigErrors`]: why the file cannot be trusted, or every mistake in it.
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        let opened = open::open(path)?;
+        Self::parse(&opened.text, &opened.path)
+    }
+
+    /// Reads a config from its text. `file` is what errors call it.
+    ///
+    /// # Errors
+    /// [`ConfigErrors`]: every mistake in it.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigErrors> {
+        Self::parse_with(text, file, &accounts::System)
+    }
+
+    /// [`Config::parse`], with other accounts than the machine's.
+    ///
+    /// # Errors
+    /// [`ConfigErrors`]: every mistake in it.
+    pub fn parse_with(
+        text: &str,
+        file: &Path,
+        accounts: &dyn Accounts,
+    ) -> Result<Self, ConfigErrors> {
+        check::config(text, file, accounts)
+    }
+
+    /// Where the config stands if nobody says otherwise: `$SECRETFS_CONFIG`, else `/etc/secretfs/config.toml` for root,
+    /// else `$XDG_CONFIG_HOME/secretfs/config.toml`.
+    ///
+    /// # Errors
+    /// [`ConfigErrors`] for a user without a home.
+    pub fn default_path() -> Result<PathBuf, ConfigErrors> {
+        default_path(Uid::effective(), |name| std::env::var_os(name))
+    }
+}
+
+fn default_path(
+    user: Uid,
+    env: impl Fn(&str) -> Option<OsString>,
+) -> Result<PathBuf, ConfigErrors> {
+    if let Some(path) = env("SECRETFS_CONFIG").filter(|path| !path.is_empty()) {
+        return Ok(PathBuf::from(path));
+    }
+    if user == Uid::ROOT {
+        return Ok(PathBuf::from("/etc/secretfs/config.toml"));
+    }
+    let absolute = |name| {
+        env(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    absolute("XDG_CONFIG_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".config")))
+        .map(|folder| folder.join("secretfs/config.toml"))
+        .ok_or_else(|| {
+            let problem = "neither $XDG_CONFIG_HOME nor $HOME is an absolute path: name the config with --config FILE";
+            ConfigErrors::one(Path::new("config.toml"), problem)
+        })
+}
+
+/// Everything that is wrong with a config: at least one thing. It prints one line for each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl ConfigErrors {
+    fn one(file: &Path, problem: impl Into<String>) -> Self {
+        Self(vec![ConfigError {
+            file: file.to_owned(),
+            line: None,
+            key: None,
+            problem: problem.into(),
+        }])
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            let end = if index == 0 { "" } else { "\n" };
+            write!(f, "{end}{error}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One mistake: where, what, and what to do about it. It never quotes a value.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ConfigError {
+    /// The config.
+    pub file: PathBuf,
+    /// The line, from 1, where it is one line's mistake.
+    pub line: Option<usize>,
+    /// The dotted key, as in `services.billing.allow[0].uid`, where it is one key's mistake.
+    pub key: Option<String>,
+    /// What is wrong and what to do about it.
+    pub problem: String,
+}
+
+impl std::error::Error for ConfigError {}
+
+impl fmt::Display for ConfigError {
+    /// One line, whatever the file is called.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = self.file.display().to_string();
+        if let Some(number) = self.line {
+            line.push_str(&format!(":{number}"));
+        }
+        if let Some(key) = &self.key {
+            line.push_str(&format!(": {key}"));
+        }
+        line.push_str(&format!(": {}", self.problem));
+        for c in line.chars() {
+            match c {
+                c if c.is_control() => write!(f, "{}", c.escape_default())?,
+                c => write!(f, "{c}")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A user account that exists.
@@ -207,6 +349,18 @@ pub struct AuditConfig {
     pub full_detail: bool,
 }
 
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self {
+            target: AuditTarget::File(PathBuf::from("/var/log/secretfs/audit.jsonl")),
+            on_failure: OnFailure::Deny,
+            max_size: 100 << 20,
+            keep: 10,
+            full_detail: false,
+        }
+    }
+}
+
 /// Where the audit log goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuditTarget {
@@ -224,4 +378,57 @@ pub enum OnFailure {
     Deny,
     /// They go on, and the log of the daemon warns.
     Warn,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_path_follows_environment_and_user() {
+        let path = |user, env: &[(&str, &str)]| {
+            let find = |name: &str| {
+                env.iter()
+                    .find(|(key, _)| *key == name)
+                    .map(|(_, v)| v.into())
+            };
+            default_path(Uid(user), find)
+                .map(|path| path.display().to_string())
+                .ok()
+        };
+        type Row = (
+            u32,
+            &'static [(&'static str, &'static str)],
+            Option<&'static str>,
+        );
+        let table: [Row; 6] = [
+            (0, &[("HOME", "/root")], Some("/etc/secretfs/config.toml")),
+            (
+                7,
+                &[("HOME", "/h")],
+                Some("/h/.config/secretfs/config.toml"),
+            ),
+            (
+                7,
+                &[("HOME", "/h"), ("XDG_CONFIG_HOME", "/x")],
+                Some("/x/secretfs/config.toml"),
+            ),
+            (
+                7,
+                &[("HOME", "/h"), ("XDG_CONFIG_HOME", "x")],
+                Some("/h/.config/secretfs/config.toml"),
+            ),
+            (0, &[("SECRETFS_CONFIG", "c.toml")], Some("c.toml")),
+            (7, &[], None),
+        ];
+        for (user, env, expected) in table {
+            assert_eq!(path(user, env).as_deref(), expected, "{env:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_name_with_a_newline_makes_no_second_line() {
+        let error = ConfigErrors::one(Path::new("a\nb"), "x");
+        assert_eq!(error.to_string(), "a\\nb: x");
+    }
 }

@@ -1,7 +1,9 @@
 //! secretfs: secrets as files, for exactly the processes that may read them.
 
+pub mod access;
 pub mod audit;
 pub mod backend;
+pub mod cache;
 pub mod caller;
 pub mod cli;
 pub mod clock;

@@ -183,6 +183,14 @@ impl Policy {
         any(service.secrets.values().flatten(), caller)
     }
 
+    /// May `caller` read anything in the services that have no section of their own, and so see which there are?
+    pub fn check_defaults(&self, caller: &Caller) -> Decision {
+        match &self.defaults {
+            Some(defaults) if defaults.closed.is_none() => any(&defaults.allow, caller),
+            Some(_) | None => Decision::Denied(Reason::NoService),
+        }
+    }
+
     /// May `caller` change the secrets of this service or, without one, steer the daemon?
     pub fn check_manage(&self, caller: &Caller, service: Option<&Name>) -> Decision {
         let own = service

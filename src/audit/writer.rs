@@ -1,0 +1,553 @@
+//! The one thread that writes, and the handle that everyone else holds.
+//!
+//! While writing fails, what waits is kept in order (a bounded number), each second it is tried again, and what found
+//! no place meanwhile is counted in a line of its own. After a failed write whose traces could not be removed a line
+//! may stand twice; it is never missing silently.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::chain::{Head, Key};
+use super::file::LogFile;
+use super::fold::Folds;
+use super::journal::{self, Journal};
+use super::line::{Body, Entry, Note, Noted};
+use super::{AuditError, Event, Trouble};
+use crate::clock::Clock;
+use crate::config::{AuditConfig, AuditTarget, OnFailure};
+use crate::secret::SecretBytes;
+
+/// How many lines may wait in the queue, and as many again in the writer.
+const QUEUE: usize = 4096;
+
+/// How often windows are looked through while there are any.
+const SWEEP: Duration = Duration::from_millis(250);
+
+/// How often a failed write is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a command waits for its line.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long dropping the last handle waits.
+const DROP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How much is written with one system call, in bytes.
+const CHUNK: usize = 64 * 1024;
+
+const OK: u8 = 0;
+const UNWRITABLE: u8 = 1;
+const FULL: u8 = 2;
+
+enum Message {
+    Access(Entry),
+    Command(Event, SyncSender<Result<(), AuditError>>),
+    /// Nothing to write, but look around: the log is to be closed.
+    Wake,
+}
+
+#[derive(Debug)]
+struct Shared {
+    folds: Folds,
+    state: AtomicU8,
+    lost: AtomicU64,
+    last: AtomicU64,
+    closing: AtomicBool,
+    failure: Mutex<Option<AuditError>>,
+    clock: Clock,
+}
+
+/// What [`super::Audit`] shares.
+#[derive(Debug)]
+pub(super) struct Handle {
+    shared: Arc<Shared>,
+    queue: SyncSender<Message>,
+    on_failure: OnFailure,
+    thread: Mutex<Option<Running>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    thread: JoinHandle<()>,
+    ended: Receiver<Result<(), AuditError>>,
+}
+
+impl Handle {
+    pub(super) fn start(
+        config: &AuditConfig,
+        key: &SecretBytes,
+        clock: Clock,
+    ) -> Result<Self, AuditError> {
+        Self::start_with(config, key, clock, Path::new(journal::SOCKET))
+    }
+
+    fn start_with(
+        config: &AuditConfig,
+        key: &SecretBytes,
+        clock: Clock,
+        journal: &Path,
+    ) -> Result<Self, AuditError> {
+        let key = Key::new(key).ok_or(AuditError::Key)?;
+        let shared = Arc::new(Shared {
+            folds: Folds::new(),
+            state: AtomicU8::new(OK),
+            lost: AtomicU64::new(0),
+            last: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
+            failure: Mutex::new(None),
+            clock,
+        });
+        let (queue, messages) = mpsc::sync_channel(QUEUE);
+        let mut writer = Writer {
+            shared: Arc::clone(&shared),
+            messages,
+            key,
+            head: Head::default(),
+            sink: None,
+            config: config.clone(),
+            journal: journal.to_owned(),
+            notes: VecDeque::new(),
+            waiting: VecDeque::new(),
+        };
+        writer.open()?;
+        let (ended, has_ended) = mpsc::sync_channel(1);
+        let thread = thread::Builder::new()
+            .name("audit".to_owned())
+            .spawn(move || {
+                let _ = ended.send(writer.run());
+            })
+            .map_err(|why| AuditError::Unusable {
+                target: "writer".to_owned(),
+                why: why.to_string(),
+            })?;
+        Ok(Self {
+            shared,
+            queue,
+            on_failure: config.on_failure,
+            thread: Mutex::new(Some(Running {
+                thread,
+                ended: has_ended,
+            })),
+        })
+    }
+
+    pub(super) fn record(&self, event: Event) {
+        let now = self.shared.clock.now();
+        let (repeats, first) = self.shared.folds.add(event, now);
+        for entry in [repeats, first].into_iter().flatten() {
+            let rejected = match self.queue.try_send(Message::Access(entry)) {
+                Ok(()) => continue,
+                Err(TrySendError::Full(rejected)) => {
+                    // Never over UNWRITABLE, which the writer alone takes back.
+                    let _ = self.shared.state.compare_exchange(
+                        OK,
+                        FULL,
+                        Ordering::Relaxed,
+                        Ordering::Relaxed,
+                    );
+                    rejected
+                }
+                Err(TrySendError::Disconnected(rejected)) => {
+                    self.shared.state.store(UNWRITABLE, Ordering::Relaxed);
+                    rejected
+                }
+            };
+            if let Message::Access(entry) = rejected {
+                let count = entry.count;
+                if !self.shared.folds.put_back(entry, now) {
+                    self.shared.lost.fetch_add(count, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    pub(super) fn record_now(&self, event: Event) -> Result<(), AuditError> {
+        if let Some(failure) = self.failure() {
+            return Err(failure);
+        }
+        let (done, answer) = mpsc::sync_channel(1);
+        match self.queue.try_send(Message::Command(event, done)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Err(AuditError::Slow),
+            Err(TrySendError::Disconnected(_)) => return Err(AuditError::Closed),
+        }
+        match answer.recv_timeout(COMMAND_DEADLINE) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Timeout) => Err(AuditError::Slow),
+            Err(RecvTimeoutError::Disconnected) => Err(AuditError::Closed),
+        }
+    }
+
+    pub(super) fn ready(&self) -> Result<(), Trouble> {
+        match self.on_failure {
+            OnFailure::Deny => self.healthy(),
+            OnFailure::Warn => Ok(()),
+        }
+    }
+
+    pub(super) fn healthy(&self) -> Result<(), Trouble> {
+        match self.shared.state.load(Ordering::Relaxed) {
+            OK => Ok(()),
+            FULL => Err(Trouble::Full),
+            _ => Err(Trouble::Unwritable),
+        }
+    }
+
+    pub(super) fn failure(&self) -> Option<AuditError> {
+        lock(&self.shared.failure).clone()
+    }
+
+    pub(super) fn last_line(&self) -> u64 {
+        self.shared.last.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn close(&self, deadline: Duration) -> Result<(), AuditError> {
+        self.shared.closing.store(true, Ordering::Release);
+        let Some(running) = lock(&self.thread).take() else {
+            return Ok(());
+        };
+        let _ = self.queue.try_send(Message::Wake); // a full queue wakes the writer just as well
+        running.thread.thread().unpark();
+        match running.ended.recv_timeout(deadline) {
+            Ok(result) => {
+                let _ = running.thread.join();
+                result
+            }
+            Err(RecvTimeoutError::Timeout) => Err(AuditError::Slow),
+            Err(RecvTimeoutError::Disconnected) => Err(AuditError::Closed),
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let _ = self.close(DROP_DEADLINE);
+    }
+}
+
+#[derive(Debug)]
+enum Sink {
+    File(LogFile),
+    Journal(Journal),
+}
+
+/// A line that waits to be written, and who waits for it.
+struct Waiting {
+    body: Body,
+    done: Option<SyncSender<Result<(), AuditError>>>,
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    messages: Receiver<Message>,
+    key: Key,
+    head: Head,
+    /// `None` after a failure, until the log is open again.
+    sink: Option<Sink>,
+    config: AuditConfig,
+    journal: PathBuf,
+    /// What the log has to say about itself first.
+    notes: VecDeque<Note>,
+    waiting: VecDeque<Waiting>,
+}
+
+impl Writer {
+    fn run(mut self) -> Result<(), AuditError> {
+        let mut swept = self.shared.clock.now();
+        let mut open_windows = 0;
+        loop {
+            let closing = self.shared.closing.load(Ordering::Acquire);
+            self.receive(closing, open_windows > 0);
+            let now = self.shared.clock.now();
+            // While nothing can be written the windows go on counting, in constant space.
+            let due = now >= swept + SWEEP || open_windows == 0;
+            if closing || (due && self.sink.is_some()) {
+                let mut entries = Vec::new();
+                let until = (!closing).then_some(now);
+                open_windows = self.shared.folds.sweep(until, &mut entries);
+                self.waiting.extend(entries.into_iter().map(access));
+                swept = now;
+            }
+            let result = self.write();
+            self.report(&result);
+            if closing {
+                return result;
+            }
+            if result.is_err() {
+                thread::park_timeout(RETRY);
+            }
+        }
+    }
+
+    /// Waits for something to do, and takes what is there.
+    fn receive(&mut self, closing: bool, windows_open: bool) {
+        if self.waiting.len() >= QUEUE && !closing {
+            return;
+        }
+        let idle = !closing && self.sink.is_some();
+        let first = if !idle {
+            self.messages.try_recv().ok()
+        } else if windows_open {
+            self.messages.recv_timeout(SWEEP).ok()
+        } else {
+            self.messages.recv().ok()
+        };
+        let mut next = first;
+        while let Some(message) = next {
+            match message {
+                Message::Access(entry) => self.waiting.push_back(access(entry)),
+                Message::Command(event, done) => {
+                    let mut waiting = access(Entry::single(event));
+                    waiting.done = Some(done);
+                    self.waiting.push_back(waiting);
+                }
+                Message::Wake => {}
+            }
+            if self.waiting.len() >= QUEUE && !closing {
+                return;
+            }
+            next = self.messages.try_recv().ok();
+        }
+    }
+
+    /// Writes all that waits. On an error it waits on, except for commands, which are told.
+    fn write(&mut self) -> Result<(), AuditError> {
+        let mut acknowledged = Vec::new();
+        let result = self.try_write(&mut acknowledged);
+        if result.is_err() {
+            self.sink = None;
+            self.waiting.retain_mut(|waiting| {
+                let done = waiting.done.take();
+                let command = done.is_some();
+                acknowledged.extend(done);
+                !command
+            });
+        }
+        for done in acknowledged {
+            let _ = done.try_send(result.clone());
+        }
+        result
+    }
+
+    fn try_write(
+        &mut self,
+        acknowledged: &mut Vec<SyncSender<Result<(), AuditError>>>,
+    ) -> Result<(), AuditError> {
+        let usable = match &self.sink {
+            Some(Sink::File(log)) => !log.was_moved(),
+            Some(Sink::Journal(_)) => true,
+            None => false,
+        };
+        if !usable {
+            self.open()?;
+        }
+        let lost = self.shared.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            self.notes.push_back(Note::Lost { events: lost });
+        }
+        let mut buffer = Vec::new();
+        while !self.notes.is_empty() {
+            let mut head = self.head;
+            for note in &self.notes {
+                head = self.seal(head, &self.noted(note.clone()), &mut buffer)?;
+                if self.one_by_one() {
+                    break;
+                }
+            }
+            let written = if self.one_by_one() {
+                1
+            } else {
+                self.notes.len()
+            };
+            self.append(&mut buffer, head)?;
+            self.notes.drain(..written);
+        }
+        let mut head = self.head;
+        let mut sealed = 0;
+        let mut commands = false;
+        while let Some(waiting) = self.waiting.get(sealed) {
+            let before = buffer.len();
+            let next = self.seal(head, &waiting.body, &mut buffer)?;
+            if let Some(Sink::File(log)) = &self.sink
+                && log.is_full(before, buffer.len() - before)
+            {
+                buffer.truncate(before);
+                self.flush(&mut buffer, head, &mut sealed, acknowledged)?;
+                self.rotate()?;
+                head = self.head;
+                continue;
+            }
+            commands |= waiting.done.is_some();
+            head = next;
+            sealed += 1;
+            if buffer.len() >= CHUNK || self.one_by_one() {
+                self.flush(&mut buffer, head, &mut sealed, acknowledged)?;
+            }
+        }
+        self.flush(&mut buffer, head, &mut sealed, acknowledged)?;
+        match &self.sink {
+            Some(Sink::File(log)) if commands => log.sync().map_err(|why| self.failed(&why)),
+            Some(Sink::File(_) | Sink::Journal(_)) | None => Ok(()),
+        }
+    }
+
+    /// Writes the first `sealed` of those that wait, whose lines are in `buffer`.
+    fn flush(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        head: Head,
+        sealed: &mut usize,
+        acknowledged: &mut Vec<SyncSender<Result<(), AuditError>>>,
+    ) -> Result<(), AuditError> {
+        self.append(buffer, head)?;
+        let written = self.waiting.drain(..std::mem::take(sealed));
+        acknowledged.extend(written.filter_map(|waiting| waiting.done));
+        Ok(())
+    }
+
+    fn append(&mut self, buffer: &mut Vec<u8>, head: Head) -> Result<(), AuditError> {
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        let result = match &mut self.sink {
+            Some(Sink::File(log)) => log.append(buffer),
+            Some(Sink::Journal(journal)) => journal.send(buffer),
+            None => Err(std::io::ErrorKind::NotConnected.into()),
+        };
+        buffer.clear();
+        result.map_err(|why| self.failed(&why))?;
+        self.head = head;
+        self.shared.last.store(head.seq, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> Result<(), AuditError> {
+        let Some(Sink::File(log)) = &mut self.sink else {
+            return Ok(());
+        };
+        match log.rotate() {
+            Ok(()) => {}
+            Err(why) if log.was_moved() => return Err(why),
+            Err(why) => {
+                tracing::warn!("{why}; the log is not rotated for now");
+                log.put_rotation_off();
+                return Ok(());
+            }
+        }
+        let mut buffer = Vec::new();
+        let begins = self.noted(Note::Begins {
+            previous: self.head.mac,
+        });
+        let head = self.seal(self.head, &begins, &mut buffer)?;
+        self.append(&mut buffer, head)?;
+        if let Some(Sink::File(log)) = &mut self.sink {
+            log.has_begun();
+        }
+        Ok(())
+    }
+
+    /// Opens the log, again where it was open before, and notes what was found.
+    fn open(&mut self) -> Result<(), AuditError> {
+        self.notes.retain(|note| matches!(note, Note::Lost { .. }));
+        match &self.config.target {
+            AuditTarget::File(path) => {
+                let (mut log, tail) = LogFile::open(path, &self.config)?;
+                // What we know ourselves counts for more than what the file says, unless it says more.
+                if tail.head.seq > self.head.seq {
+                    self.head = tail.head;
+                }
+                log.end_line().map_err(|why| AuditError::Unusable {
+                    target: path.display().to_string(),
+                    why: why.to_string(),
+                })?;
+                if tail.torn > 0 {
+                    self.notes.push_front(Note::Torn { bytes: tail.torn });
+                }
+                if tail.fresh {
+                    self.notes.push_front(Note::Begins {
+                        previous: self.head.mac,
+                    });
+                }
+                self.sink = Some(Sink::File(log));
+            }
+            AuditTarget::Journal => {
+                let journal =
+                    Journal::connect(&self.journal).map_err(|why| AuditError::Unusable {
+                        target: self.journal.display().to_string(),
+                        why: why.to_string(),
+                    })?;
+                if self.head == Head::default() {
+                    self.notes.push_front(Note::Begins {
+                        previous: self.head.mac,
+                    });
+                }
+                self.sink = Some(Sink::Journal(journal));
+            }
+        }
+        Ok(())
+    }
+
+    fn seal(&self, head: Head, body: &Body, buffer: &mut Vec<u8>) -> Result<Head, AuditError> {
+        self.key
+            .seal(head, body, buffer)
+            .map_err(|why| AuditError::Unusable {
+                target: self.target(),
+                why: why.to_string(),
+            })
+    }
+
+    fn noted(&self, note: Note) -> Body {
+        Body::Note(Noted {
+            time: self.shared.clock.timestamp(),
+            note,
+        })
+    }
+
+    /// True if each line is a message of its own.
+    fn one_by_one(&self) -> bool {
+        matches!(&self.sink, Some(Sink::Journal(_)))
+    }
+
+    fn target(&self) -> String {
+        match &self.config.target {
+            AuditTarget::File(path) => path.display().to_string(),
+            AuditTarget::Journal => self.journal.display().to_string(),
+        }
+    }
+
+    fn failed(&self, why: &std::io::Error) -> AuditError {
+        AuditError::Unusable {
+            target: self.target(),
+            why: why.to_string(),
+        }
+    }
+
+    /// Tells those who ask, and once the daemon's own log.
+    fn report(&self, result: &Result<(), AuditError>) {
+        let state = if result.is_ok() { OK } else { UNWRITABLE };
+        let before = self.shared.state.swap(state, Ordering::Relaxed);
+        *lock(&self.shared.failure) = result.clone().err();
+        match result {
+            Err(why) if before != UNWRITABLE => tracing::error!("{why}"),
+            Ok(()) if before == UNWRITABLE => tracing::info!("the audit log is written again"),
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+fn access(mut entry: Entry) -> Waiting {
+    entry.clip();
+    Waiting {
+        body: Body::Entry(entry),
+        done: None,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

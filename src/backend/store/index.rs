@@ -1,0 +1,370 @@
+//! The index: which secrets there are, which file holds which version, and what that file must be.
+//!
+//! It is a JSON document, sealed as a whole. Value files have random names, so that nothing outside of it tells what a
+//! service or a secret is called, and their hashes are of the sealed files: once a value's file is gone, an index that
+//! was kept tells nothing about the value, not even to who guesses it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use zeroize::Zeroizing;
+
+use super::error::StoreError;
+use super::seal::Recipient;
+use crate::backend::Version;
+use crate::secret::{MAX_VALUE, Name, SecretBytes, SecretPath};
+
+/// The format that this program reads and writes.
+pub(super) const FORMAT: u64 = 1;
+
+/// How many versions of a secret are kept.
+pub(super) const KEPT_VERSIONS: usize = 10;
+
+/// The whole content of `store.age`.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Index {
+    format: u64,
+    /// The key of the audit log's chain.
+    audit_key: Key,
+    /// Whom the index and every value are sealed to.
+    pub(super) recipients: Vec<Recipient>,
+    pub(super) services: BTreeMap<Name, BTreeMap<Name, Secret>>,
+}
+
+/// One secret. Without versions it is what remains of a removed one, so that its numbers are never used again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Secret {
+    /// The number of the next version.
+    pub(super) next: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) description: Option<String>,
+    /// Oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) versions: Vec<Record>,
+}
+
+/// One version of a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Record {
+    pub(super) version: u64,
+    pub(super) file: ValueFile,
+    /// Of the value, in bytes.
+    pub(super) size: usize,
+    /// Of the sealed file.
+    pub(super) sha256: Sha256,
+    pub(super) created: Timestamp,
+}
+
+/// Why some bytes are not an [`Index`].
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Invalid {
+    Format(u64),
+    Content(&'static str),
+}
+
+impl Index {
+    pub(super) fn new(recipients: Vec<Recipient>) -> Result<Self, StoreError> {
+        let mut key = Zeroizing::new([0; 32]);
+        aws_lc_rs::rand::fill(key.as_mut_slice()).map_err(|_| StoreError::Random)?;
+        Ok(Self {
+            format: FORMAT,
+            audit_key: Key(key),
+            recipients,
+            services: BTreeMap::new(),
+        })
+    }
+
+    /// Reads the document and checks what the rest of the store relies on.
+    pub(super) fn parse(document: &SecretBytes) -> Result<Self, Invalid> {
+        #[derive(Deserialize)]
+        struct Only {
+            format: u64,
+        }
+        let Only { format } = serde_json::from_slice(document.expose())
+            .map_err(|_| Invalid::Content("it is not an index"))?;
+        if format != FORMAT {
+            return Err(Invalid::Format(format));
+        }
+        let index: Self = serde_json::from_slice(document.expose())
+            .map_err(|_| Invalid::Content("a part of it is missing, unknown or out of range"))?;
+        index.check().map(|()| index).map_err(Invalid::Content)
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        if self.recipients.is_empty() {
+            return Err("it names no recipient");
+        }
+        let mut files = BTreeSet::new();
+        for (_, secret) in self.secrets() {
+            let mut last = 0;
+            for record in &secret.versions {
+                if record.version <= last {
+                    return Err("the versions of a secret are not in order");
+                }
+                last = record.version;
+                if record.size > MAX_VALUE {
+                    return Err("a value is too large");
+                }
+                if !files.insert(record.file) {
+                    return Err("two versions have one file");
+                }
+            }
+            if secret.next <= last {
+                return Err("the number of a secret's next version is in use");
+            }
+        }
+        Ok(())
+    }
+
+    /// The document. It is written piece by piece, so that the writer decides how often the audit key is copied.
+    pub(super) fn write(&self, output: &mut dyn std::io::Write) -> std::io::Result<()> {
+        serde_json::to_writer(output, self).map_err(std::io::Error::from)
+    }
+
+    pub(super) fn audit_key(&self) -> SecretBytes {
+        SecretBytes::new(self.audit_key.0.to_vec())
+    }
+
+    /// Every secret, removed ones too.
+    pub(super) fn secrets(&self) -> impl Iterator<Item = (SecretPath, &Secret)> {
+        self.services.iter().flat_map(|(service, secrets)| {
+            secrets.iter().map(|(name, secret)| {
+                let path = SecretPath {
+                    service: service.clone(),
+                    name: name.clone(),
+                };
+                (path, secret)
+            })
+        })
+    }
+
+    /// Every version of every secret.
+    pub(super) fn records(&self) -> impl Iterator<Item = &Record> {
+        let secrets = self.services.values().flat_map(BTreeMap::values);
+        secrets.flat_map(|secret| &secret.versions)
+    }
+
+    /// A secret that has at least one version.
+    pub(super) fn secret(&self, path: &SecretPath) -> Result<&Secret, StoreError> {
+        self.services
+            .get(&path.service)
+            .and_then(|secrets| secrets.get(&path.name))
+            .filter(|secret| !secret.versions.is_empty())
+            .ok_or_else(|| StoreError::absent(path, None))
+    }
+
+    /// One version of a secret, or the newest.
+    pub(super) fn record(
+        &self,
+        path: &SecretPath,
+        version: Option<&Version>,
+    ) -> Result<&Record, StoreError> {
+        let versions = &self.secret(path)?.versions;
+        match version {
+            None => versions.last(),
+            Some(version) => versions.iter().find(|record| record.is(version)),
+        }
+        .ok_or_else(|| StoreError::absent(path, version))
+    }
+
+    /// Adds a version and gives its number, and the file of the version that is now one too many.
+    pub(super) fn add(
+        &mut self,
+        path: &SecretPath,
+        value: Sealed,
+        created: Timestamp,
+        description: Option<&str>,
+    ) -> (u64, Option<ValueFile>) {
+        let secret = self.entry(path);
+        let version = secret.next;
+        secret.next = version.saturating_add(1);
+        secret.versions.push(Record {
+            version,
+            file: value.file,
+            size: value.size,
+            sha256: value.sha256,
+            created,
+        });
+        if let Some(text) = description {
+            secret.description = Some(text.to_owned()).filter(|text| !text.is_empty());
+        }
+        let pruned =
+            (secret.versions.len() > KEPT_VERSIONS).then(|| secret.versions.remove(0).file);
+        (version, pruned)
+    }
+
+    /// The secret's place, whether or not there is or was such a secret.
+    pub(super) fn entry(&mut self, path: &SecretPath) -> &mut Secret {
+        self.services
+            .entry(path.service.clone())
+            .or_default()
+            .entry(path.name.clone())
+            .or_insert(Secret {
+                next: 1,
+                description: None,
+                versions: Vec::new(),
+            })
+    }
+
+    /// Takes out one version or all, and gives their files.
+    pub(super) fn take(
+        &mut self,
+        path: &SecretPath,
+        version: Option<&Version>,
+    ) -> Result<Vec<ValueFile>, StoreError> {
+        self.record(path, version)?;
+        let secret = self.entry(path);
+        let goes = |record: &Record| version.is_none_or(|version| record.is(version));
+        let (gone, kept): (Vec<_>, Vec<_>) = secret.versions.iter().copied().partition(goes);
+        secret.versions = kept;
+        if secret.versions.is_empty() {
+            secret.description = None;
+        }
+        Ok(gone.into_iter().map(|record| record.file).collect())
+    }
+}
+
+impl Record {
+    /// What the rest of the program calls this version.
+    pub(super) fn version(&self) -> Version {
+        Version::new(self.version.to_string())
+    }
+
+    fn is(&self, version: &Version) -> bool {
+        self.version.to_string() == version.as_str()
+    }
+}
+
+/// A value that has been sealed into a file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sealed {
+    pub(super) file: ValueFile,
+    pub(super) size: usize,
+    pub(super) sha256: Sha256,
+}
+
+/// The name of a value's file: random, and said of nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ValueFile(u128);
+
+impl ValueFile {
+    pub(super) fn random() -> Result<Self, StoreError> {
+        let mut bytes = [0; 16];
+        aws_lc_rs::rand::fill(&mut bytes).map_err(|_| StoreError::Random)?;
+        Ok(Self(u128::from_be_bytes(bytes)))
+    }
+
+    /// Reads what [`ValueFile`] prints, and nothing else.
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        let digits = name.strip_suffix(".age")?;
+        let file = Self(u128::from_str_radix(digits, 16).ok()?);
+        (file.to_string() == name).then_some(file)
+    }
+}
+
+impl fmt::Display for ValueFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}.age", self.0)
+    }
+}
+
+impl Serialize for ValueFile {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ValueFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        Self::parse(&name).ok_or_else(|| serde::de::Error::custom("not a value's file"))
+    }
+}
+
+/// A SHA-256 hash, in base64.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sha256([u8; 32]);
+
+impl Sha256 {
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        let mut hash = [0; 32];
+        for (to, from) in hash.iter_mut().zip(digest(&SHA256, bytes).as_ref()) {
+            *to = *from;
+        }
+        Self(hash)
+    }
+}
+
+impl fmt::Debug for Sha256 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&STANDARD_NO_PAD.encode(self.0))
+    }
+}
+
+impl Serialize for Sha256 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut text = [0; 43];
+        let length = STANDARD_NO_PAD
+            .encode_slice(self.0, &mut text)
+            .map_err(serde::ser::Error::custom)?;
+        let text = text.get(..length).unwrap_or_default();
+        serializer.serialize_str(std::str::from_utf8(text).map_err(serde::ser::Error::custom)?)
+    }
+}
+
+impl<'de> Deserialize<'de> for Sha256 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        decode(deserializer).map(|bytes| Self(*bytes))
+    }
+}
+
+/// The audit log's key.
+#[derive(Clone)]
+struct Key(Zeroizing<[u8; 32]>);
+
+impl Serialize for Key {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = Zeroizing::new(STANDARD_NO_PAD.encode(self.0.as_slice()));
+        serializer.serialize_str(&text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        decode(deserializer).map(Self)
+    }
+}
+
+fn decode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Zeroizing<[u8; 32]>, D::Error> {
+    use serde::de::Error;
+    let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+    let mut bytes = Zeroizing::new([0; 32]);
+    // The decoder wants room for what a text of this length could hold at most.
+    let mut room = Zeroizing::new([0; 36]);
+    let length = STANDARD_NO_PAD
+        .decode_slice(text.as_bytes(), room.as_mut_slice())
+        .map_err(|_| D::Error::custom("not 32 bytes in base64"))?;
+    if length != bytes.len() {
+        return Err(D::Error::custom("not 32 bytes in base64"));
+    }
+    for (to, from) in bytes.iter_mut().zip(room.iter()) {
+        *to = *from;
+    }
+    Ok(bytes)
+}
+
+impl fmt::Debug for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Index")
+            .field("recipients", &self.recipients)
+            .finish_non_exhaustive()
+    }
+}

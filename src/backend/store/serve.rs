@@ -1,0 +1,72 @@
+//! The store as a [`Backend`]: a reference's path is `service/name`, its version one of the store's numbers.
+
+use futures_util::future::BoxFuture;
+
+use super::Store;
+use super::storage::File;
+use crate::backend::{Backend, BackendError, Fetched, Reference};
+use crate::secret::{Name, SecretPath};
+
+impl Backend for Store {
+    fn kind(&self) -> &'static str {
+        "store"
+    }
+
+    fn announces_changes(&self) -> bool {
+        true
+    }
+
+    fn read<'a>(
+        &'a self,
+        reference: &'a Reference,
+    ) -> BoxFuture<'a, Result<Fetched, BackendError>> {
+        Box::pin(async move {
+            if !reference.query.is_empty() {
+                let text = format!("{reference}: the store takes no ?query: remove it");
+                return Err(BackendError::Unusable(text));
+            }
+            let path: SecretPath = reference
+                .path
+                .parse()
+                .map_err(|error| BackendError::Unusable(format!("{reference}: {error}")))?;
+            let (store, version) = (self.clone(), reference.version.clone());
+            blocking(move || Ok(store.get(&path, version.as_ref())?)).await
+        })
+    }
+
+    fn list<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<Name>, BackendError>> {
+        Box::pin(async move {
+            let names = folder.parse().map(|service| self.names(&service));
+            match names {
+                Ok(names) if !names.is_empty() => Ok(names),
+                Ok(_) | Err(_) => Err(BackendError::Absent(folder.to_owned())),
+            }
+        })
+    }
+
+    fn folders(&self) -> BoxFuture<'_, Result<Vec<Name>, BackendError>> {
+        Box::pin(async move { Ok(self.services()) })
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<(), BackendError>> {
+        Box::pin(async move {
+            let store = self.clone();
+            blocking(move || match super::exists(store.storage(), File::Index)? {
+                true => Ok(()),
+                false => {
+                    Err(super::StoreError::damaged(&store.path(), "the index is missing").into())
+                }
+            })
+            .await
+        })
+    }
+}
+
+/// Runs what waits for the disk where it keeps no task waiting.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BackendError> + Send + 'static,
+) -> Result<T, BackendError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| {
+        BackendError::Unreachable("the store's thread ended early: try again".into())
+    })?
+}

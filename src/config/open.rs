@@ -1,0 +1,261 @@
+//! Opens a config only if nobody but root and we ourselves can have changed it.
+//!
+//! The path is resolved first and then walked from the root folder without following a link. Each folder, and the file
+//! itself, is judged by what was opened and not by its name, so that nothing can be exchanged in between: who can
+//! write a folder could put another config in its place.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+
+use crate::config::ConfigErrors;
+use crate::sys::Uid;
+
+/// Longer than any config that a person writes.
+const MAX_SIZE: u64 = 1 << 20;
+
+/// A config that may be trusted.
+#[derive(Debug)]
+pub struct Opened {
+    /// What stands in it.
+    pub text: String,
+    /// Where it really stands.
+    pub path: PathBuf,
+}
+
+/// Opens and reads `path`.
+///
+/// # Errors
+/// [`ConfigErrors`] if it cannot be read, is no regular file, is larger than 1 MiB or not UTF-8; and if the file or a
+/// folder above it belongs to anybody but root and us, or can be written by its group or others. (Root's sticky folders,
+/// such as `/tmp`, may be above it: in them nobody can replace what is not theirs.)
+pub fn open(path: &Path) -> Result<Opened, ConfigErrors> {
+    open_as(path, Uid::effective())
+}
+
+fn open_as(path: &Path, us: Uid) -> Result<Opened, ConfigErrors> {
+    let fail = |problem: String| ConfigErrors::one(path, problem);
+    let real = path.canonicalize().map_err(|error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            fail(
+                "there is no such file: run `secretfs init`, or name another with --config FILE"
+                    .to_owned(),
+            )
+        } else {
+            fail(format!("it cannot be opened: {error}"))
+        }
+    })?;
+    let descriptor = walk(&real, us).map_err(fail)?;
+
+    let mut bytes = Vec::new();
+    File::from(descriptor)
+        .take(MAX_SIZE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| fail(format!("it cannot be read: {error}")))?;
+    if u64::try_from(bytes.len()).is_ok_and(|size| size > MAX_SIZE) {
+        return Err(fail(
+            "it is larger than 1 MiB: is it the config?".to_owned(),
+        ));
+    }
+    let text = String::from_utf8(bytes)
+        .map_err(|_| fail("it is not UTF-8: save it as UTF-8 text".to_owned()))?;
+    Ok(Opened { text, path: real })
+}
+
+/// Opens an absolute path without links, and judges each step of it.
+fn walk(path: &Path, us: Uid) -> Result<OwnedFd, String> {
+    let folder = OFlag::O_PATH | OFlag::O_DIRECTORY;
+    // Not blocking: a pipe is judged, and refused, rather than waited for.
+    let file = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let mut walked = PathBuf::from("/");
+    let mut at = step(nix::fcntl::AT_FDCWD, &walked, folder, &walked, us)?;
+    let mut parts = path.components().peekable();
+    while let Some(part) = parts.next() {
+        let Component::Normal(name) = part else {
+            continue;
+        };
+        walked.push(name);
+        let kind = if parts.peek().is_some() { folder } else { file };
+        at = step(&at, Path::new(name), kind, &walked, us)?;
+    }
+    Ok(at)
+}
+
+fn step(
+    at: impl std::os::fd::AsFd,
+    name: &Path,
+    kind: OFlag,
+    walked: &Path,
+    us: Uid,
+) -> Result<OwnedFd, String> {
+    let flags = kind | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let opened = openat(at, name, flags, Mode::empty())
+        .and_then(|opened| Ok((fstat(&opened)?, opened)))
+        .map_err(|error| format!("{} cannot be opened: {}", walked.display(), error.desc()));
+    let (stat, opened) = opened?;
+    let verdict = if kind.contains(OFlag::O_DIRECTORY) {
+        judge_folder(&stat, us)
+    } else {
+        judge_file(&stat, us)
+    };
+    match verdict {
+        Ok(()) => Ok(opened),
+        Err(why) => Err(why.replace("PATH", &walked.display().to_string())),
+    }
+}
+
+fn judge_folder(stat: &FileStat, us: Uid) -> Result<(), &'static str> {
+    if !ours(stat, us) {
+        return Err(
+            "the folder PATH belongs to somebody else, who could replace the config: chown root PATH",
+        );
+    }
+    let sticky = stat.st_mode & libc::S_ISVTX != 0 && stat.st_uid == Uid::ROOT.0;
+    if foreign_writes(stat) && !sticky {
+        return Err(
+            "the folder PATH can be written by others, who could replace the config: chmod go-w PATH",
+        );
+    }
+    Ok(())
+}
+
+fn judge_file(stat: &FileStat, us: Uid) -> Result<(), &'static str> {
+    if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+        return Err("PATH is not a regular file: name the config with --config FILE");
+    }
+    if !ours(stat, us) {
+        return Err("PATH belongs to somebody else, who could change it: chown root PATH");
+    }
+    if foreign_writes(stat) {
+        return Err("PATH can be written by others: chmod go-w PATH");
+    }
+    Ok(())
+}
+
+fn ours(stat: &FileStat, us: Uid) -> bool {
+    stat.st_uid == Uid::ROOT.0 || stat.st_uid == us.0
+}
+
+fn foreign_writes(stat: &FileStat) -> bool {
+    stat.st_mode & (libc::S_IWGRP | libc::S_IWOTH) != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    /// A folder as a careful user has it, with a config in it.
+    fn careful() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("sub/config.toml");
+        fs::create_dir(folder.path().join("sub")).unwrap();
+        fs::write(&file, "mount = \"/secrets\"\n").unwrap();
+        chmod(&folder.path().join("sub"), 0o755);
+        chmod(&file, 0o644);
+        (folder, file)
+    }
+
+    fn chmod(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn refusal(path: &Path) -> String {
+        open(path).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_careful_config_is_read_also_through_a_link() {
+        let (folder, file) = careful();
+        assert_eq!(open(&file).unwrap().text, "mount = \"/secrets\"\n");
+        let link = folder.path().join("link");
+        symlink(&file, &link).unwrap();
+        assert_eq!(open(&link).unwrap().path, file.canonicalize().unwrap());
+    }
+
+    #[test]
+    fn what_others_can_write_is_refused() {
+        let (folder, file) = careful();
+        for mode in [0o664, 0o646, 0o666] {
+            chmod(&file, mode);
+            let error = refusal(&file);
+            assert!(
+                error.contains("chmod go-w") && error.contains("config.toml"),
+                "{error}"
+            );
+        }
+        chmod(&file, 0o600);
+        // Also where it is not the folder that the file stands in, and where a link leads away from it.
+        for (path, mode) in [("sub", 0o775), ("sub", 0o1777), ("", 0o777), ("", 0o720)] {
+            let path = folder.path().join(path);
+            chmod(&path, mode);
+            let refused = if mode & 0o1000 != 0 && Uid::effective() == Uid::ROOT {
+                open(&file).is_ok()
+            } else {
+                refusal(&file).contains(
+                    &format!("chmod go-w {}", path.display())
+                        .trim_end_matches('/')
+                        .to_owned(),
+                )
+            };
+            assert!(refused, "{path:?} {mode:o}");
+            chmod(&path, 0o755);
+        }
+        let safe = tempfile::tempdir().unwrap();
+        let link = safe.path().join("config.toml");
+        symlink(&file, &link).unwrap();
+        assert!(open(&link).is_ok());
+        chmod(&folder.path().join("sub"), 0o777);
+        assert!(refusal(&link).contains("chmod go-w"));
+    }
+
+    #[test]
+    fn what_is_not_a_config_is_refused() {
+        let (folder, file) = careful();
+        let at = |name: &str| folder.path().join(name);
+        assert!(refusal(&at("none")).contains("secretfs init"));
+        assert!(refusal(&at("sub")).contains("not a regular file"));
+        assert!(refusal(Path::new("/dev/null")).contains("not a regular file"));
+        nix::unistd::mkfifo(&at("pipe"), Mode::S_IRUSR).unwrap();
+        assert!(refusal(&at("pipe")).contains("not a regular file"));
+        fs::write(&file, b"\xff").unwrap();
+        assert!(refusal(&file).contains("UTF-8"));
+        fs::write(&file, vec![b'#'; (1 << 20) + 1]).unwrap();
+        assert!(refusal(&file).contains("1 MiB"));
+    }
+
+    #[test]
+    fn only_root_and_we_may_own_it() {
+        let (us, other) = (Uid(1000), 1001);
+        let mut stat = fstat(File::open("/").unwrap()).unwrap();
+        let sticky = libc::S_ISVTX | 0o777;
+        let table = [
+            // mode, owner, is good as a folder, as a file
+            (0o755, 0, true, true),
+            (0o755, us.0, true, true),
+            (0o755, other, false, false),
+            (0o700, other, false, false),
+            (0o775, 0, false, false),
+            (0o757, us.0, false, false),
+            (sticky, 0, true, false),
+            (sticky, us.0, false, false),
+            (sticky, other, false, false),
+        ];
+        for (mode, owner, folder, file) in table {
+            stat.st_uid = owner;
+            stat.st_mode = libc::S_IFDIR | mode;
+            assert_eq!(
+                judge_folder(&stat, us).is_ok(),
+                folder,
+                "folder {mode:o} {owner}"
+            );
+            stat.st_mode = libc::S_IFREG | mode;
+            assert_eq!(judge_file(&stat, us).is_ok(), file, "file {mode:o} {owner}");
+        }
+    }
+}
