@@ -177,17 +177,17 @@ secretfs allow billing --uid billing
         #[arg(long, value_name = "NAME")]
         backend: Option<String>,
     },
-    /// Replace the store's content by a copy that `export` made
-    #[command(after_help = examples("secretfs restore backup.age"))]
+    /// Fill the store from a copy that `export` made
+    #[command(after_help = examples("secretfs restore backup.age\n  secretfs restore backup.age --replace"))]
     Restore {
         /// The copy
         file: PathBuf,
         /// Into this store, where the config has several
         #[arg(long, value_name = "NAME")]
         backend: Option<String>,
-        /// Do not ask on a terminal
-        #[arg(long, short)]
-        force: bool,
+        /// Also into a store that is not empty: what it holds is lost
+        #[arg(long)]
+        replace: bool,
     },
     /// Encrypt the store to a new identity
     ///

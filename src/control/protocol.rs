@@ -97,6 +97,8 @@ pub enum Request {
     Restore {
         /// The store's name in the config; the only one where left out.
         backend: Option<Name>,
+        /// Also where the store is not empty: what it holds is lost.
+        replace: bool,
     },
     /// Encrypts a store anew. The body is the identity file that will open it, as it will stand on the disk.
     Rekey {
@@ -118,11 +120,8 @@ pub enum Request {
     Reload {},
     /// Ends the daemon and its mount.
     Unmount {},
-    /// Checks what only the daemon can check.
-    Doctor {
-        /// And mends a store.
-        repair: bool,
-    },
+    /// Checks what only whoever has the stores open can check.
+    Doctor {},
     /// Streams lines of the audit log.
     Audit(AuditQuery),
 }
@@ -282,7 +281,7 @@ impl Request {
             | Self::Explain { .. }
             | Self::Reload {}
             | Self::Unmount {}
-            | Self::Doctor { .. }
+            | Self::Doctor {}
             | Self::Audit(_) => 0,
         }
     }
@@ -349,6 +348,7 @@ mod tests {
             Request::Export { backend: None },
             Request::Restore {
                 backend: Some("local".parse().unwrap()),
+                replace: true,
             },
             Request::Rekey {
                 backend: None,
@@ -361,7 +361,7 @@ mod tests {
             },
             Request::Reload {},
             Request::Unmount {},
-            Request::Doctor { repair: true },
+            Request::Doctor {},
             Request::Audit(AuditQuery::default()),
         ]
     }

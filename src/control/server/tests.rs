@@ -258,7 +258,7 @@ async fn streams_go_both_ways() {
     let mut client = client(&daemon.socket).await;
     let copy = vec![9; 300_001];
     let upload = Upload::Stream(Box::new(io::Cursor::new(copy)));
-    let restore = Request::Restore { backend: None };
+    let restore = Request::Restore { backend: None, replace: false };
     let answer = client.call(&restore, upload, &mut ignore).await.unwrap();
     assert_eq!(answer.json["count"], 300_001);
 
@@ -283,7 +283,7 @@ async fn a_peer_that_leaves_in_the_middle_of_a_stream_is_not_taken_for_its_end()
     let socket = daemon.socket.clone();
     tokio::task::spawn_blocking(move || {
         let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
-        let restore = b"{\"secretfs\":1}\n{\"request\":{\"command\":\"restore\",\"backend\":null}}\n{\"chunk\":{\"size\":5}}\nhello";
+        let restore = b"{\"secretfs\":1}\n{\"request\":{\"command\":\"restore\",\"backend\":null,\"replace\":false}}\n{\"chunk\":{\"size\":5}}\nhello";
         stream.write_all(restore).unwrap();
         // The hello has come when the request is read.
         stream.read_exact(&mut [0; 15]).unwrap();
