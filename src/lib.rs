@@ -7,6 +7,8 @@ pub mod cache;
 pub mod caller;
 pub mod clock;
 pub mod config;
+pub mod fs;
+pub mod fuse;
 pub mod policy;
 pub mod secret;
 pub mod sys;
