@@ -9,6 +9,8 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod fs;
+pub mod fuse;
 pub mod policy;
 pub mod secret;
 pub mod sys;

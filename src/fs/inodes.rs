@@ -1,0 +1,378 @@
+//! Which number stands for what, and what the kernel was told of each.
+//!
+//! The root and the services keep their numbers. A secret's number stands for one generation of its value: when a new
+//! one comes, the name gets a new number and the old one lives on for those who hold it (open files, bind mounts of
+//! the file) until the kernel forgets it. No number is used twice.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use jiff::Timestamp;
+
+use crate::backend::Reference;
+use crate::cache::Generation;
+use crate::secret::{Name, SecretPath};
+
+/// An inode's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ino(pub u64);
+
+impl Ino {
+    /// The top of the tree.
+    pub const ROOT: Self = Self(1);
+}
+
+/// What a number stands for.
+#[derive(Debug, Clone)]
+pub(super) enum Node {
+    /// The top of the tree.
+    Root,
+    /// A service.
+    Service(Name),
+    /// A secret.
+    Secret(Arc<SecretNode>),
+}
+
+/// A secret's inode.
+#[derive(Debug)]
+pub(super) struct SecretNode {
+    pub(super) ino: Ino,
+    pub(super) path: SecretPath,
+    state: Mutex<SecretState>,
+}
+
+#[derive(Debug, Default)]
+struct SecretState {
+    /// The size that everyone sees: 0 until a value was fetched.
+    size: u64,
+    /// The size that the kernel has.
+    told: u64,
+    /// The generation that this inode last gave to anyone.
+    shown: Option<Shown>,
+    /// Open handles by generation number.
+    open: Vec<(u64, usize)>,
+    /// The generation whose pages the page cache may hold.
+    pages: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Shown {
+    number: u64,
+    reference: Reference,
+    modified: Timestamp,
+}
+
+/// What has to happen so that a new handle sees its own generation and nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pinned {
+    /// The size the kernel must be told of before the open is answered.
+    pub(super) tell: Option<Tell>,
+    /// An older handle is open: no page cache for this one.
+    pub(super) superseding: bool,
+    /// The page cache holds pages of this very generation.
+    pub(super) keep_pages: bool,
+}
+
+/// What the kernel must hear about an inode before an open of it is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tell {
+    /// The inode.
+    pub ino: Ino,
+    /// Its size from now on.
+    pub size: u64,
+    /// The size it has grown from; the kernel believes in growth only when a byte is stored at the end.
+    pub grown: bool,
+}
+
+impl SecretNode {
+    fn new(ino: Ino, path: SecretPath) -> Arc<Self> {
+        Arc::new(Self {
+            ino,
+            path,
+            state: Mutex::default(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, SecretState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The size and time to show now; the caller passes them on to the kernel.
+    pub(super) fn tell(&self) -> (u64, Option<Timestamp>) {
+        let mut state = self.state();
+        state.told = state.size;
+        (state.size, state.shown.as_ref().map(|shown| shown.modified))
+    }
+
+    /// The kernel has been told this size.
+    pub(super) fn told(&self, size: u64) {
+        self.state().told = size;
+    }
+
+    /// The number of the generation that was last shown here.
+    pub(super) fn shown(&self) -> Option<u64> {
+        self.state().shown.as_ref().map(|shown| shown.number)
+    }
+
+    /// A `stat` has fetched this generation. An inode that has shown one already keeps its size.
+    pub(super) fn show(&self, generation: &Generation) {
+        let mut state = self.state();
+        if state.shown.is_none() {
+            state.size = length(generation);
+            state.shown = Some(Shown::of(generation));
+        }
+    }
+
+    /// A handle is opened on this generation; `paged` if its reads go through the page cache.
+    pub(super) fn pin(&self, generation: &Generation, paged: bool) -> Pinned {
+        let (number, length) = (generation.number, length(generation));
+        let mut state = self.state();
+        let superseding = state.open.iter().any(|(other, _)| *other != number);
+        let taken_over = !superseding
+            && state
+                .shown
+                .as_ref()
+                .is_some_and(|shown| shown.number != number);
+        // The size is the inode's: while an older handle lives it must not shrink under its mappings.
+        state.size = if superseding {
+            state.size.max(length)
+        } else {
+            length
+        };
+        if state
+            .shown
+            .as_ref()
+            .is_none_or(|shown| shown.number < number)
+        {
+            state.shown = Some(Shown::of(generation));
+        }
+        match state.open.iter_mut().find(|(other, _)| *other == number) {
+            Some((_, count)) => *count += 1,
+            None => state.open.push((number, 1)),
+        }
+        let keep_pages = !superseding && state.pages == Some(number);
+        if paged && !superseding {
+            state.pages = Some(number);
+        } else if taken_over {
+            state.pages = None;
+        }
+        let tell = (state.told != state.size || taken_over).then_some(Tell {
+            ino: self.ino,
+            size: state.size,
+            grown: state.told < state.size,
+        });
+        Pinned {
+            tell,
+            superseding,
+            keep_pages,
+        }
+    }
+
+    /// A handle on this generation is closed.
+    pub(super) fn unpin(&self, number: u64) {
+        let mut state = self.state();
+        if let Some(open) = state.open.iter_mut().find(|(other, _)| *other == number) {
+            open.1 = open.1.saturating_sub(1);
+        }
+        state.open.retain(|(_, count)| *count > 0);
+    }
+
+    /// True while a handle on another generation is open.
+    pub(super) fn is_shared_with_another_generation(&self, number: u64) -> bool {
+        self.state().open.iter().any(|(other, _)| *other != number)
+    }
+
+    fn came_from(&self, reference: &Reference) -> bool {
+        self.state().shown.as_ref().is_some_and(|shown| {
+            shown.reference.backend == reference.backend && shown.reference.path == reference.path
+        })
+    }
+}
+
+impl Shown {
+    fn of(generation: &Generation) -> Self {
+        let Generation {
+            number,
+            reference,
+            modified,
+            ..
+        } = generation;
+        Self {
+            number: *number,
+            reference: reference.clone(),
+            modified: *modified,
+        }
+    }
+}
+
+fn length(generation: &Generation) -> u64 {
+    u64::try_from(generation.value.len()).unwrap_or(u64::MAX)
+}
+
+/// All inodes.
+#[derive(Debug)]
+pub(super) struct Inodes(RwLock<Table>);
+
+#[derive(Debug)]
+struct Table {
+    next: u64,
+    nodes: HashMap<Ino, Node>,
+    services: HashMap<Name, Ino>,
+    /// The inode that a name leads to now.
+    secrets: HashMap<SecretPath, Ino>,
+    /// How many look-ups the kernel holds of each.
+    lookups: HashMap<Ino, u64>,
+}
+
+impl Inodes {
+    pub(super) fn new() -> Self {
+        Self(RwLock::new(Table {
+            next: Ino::ROOT.0 + 1,
+            nodes: HashMap::from([(Ino::ROOT, Node::Root)]),
+            services: HashMap::new(),
+            secrets: HashMap::new(),
+            lookups: HashMap::new(),
+        }))
+    }
+
+    pub(super) fn get(&self, ino: Ino) -> Option<Node> {
+        self.table().nodes.get(&ino).cloned()
+    }
+
+    pub(super) fn service(&self, name: &Name) -> Ino {
+        if let Some(ino) = self.table().services.get(name) {
+            return *ino;
+        }
+        self.table_mut().service(name)
+    }
+
+    /// The inode that a secret's name leads to now.
+    pub(super) fn secret(&self, path: &SecretPath) -> Arc<SecretNode> {
+        let known = {
+            let table = self.table();
+            table
+                .secrets
+                .get(path)
+                .and_then(|ino| table.nodes.get(ino))
+                .cloned()
+        };
+        match known {
+            Some(Node::Secret(node)) => node,
+            Some(Node::Root | Node::Service(_)) | None => self.table_mut().secret(path),
+        }
+    }
+
+    /// The same for many at once.
+    pub(super) fn secrets(&self, service: &Name, names: &[Name]) -> Vec<Ino> {
+        let mut table = self.table_mut();
+        let ino = |name: &Name| {
+            table
+                .secret(&SecretPath {
+                    service: service.clone(),
+                    name: name.clone(),
+                })
+                .ino
+        };
+        names.iter().map(ino).collect()
+    }
+
+    /// The kernel holds one more look-up of this inode.
+    pub(super) fn looked_up(&self, ino: Ino) {
+        *self.table_mut().lookups.entry(ino).or_default() += 1;
+    }
+
+    /// The kernel gives look-ups back. A superseded inode is gone with the last of them.
+    pub(super) fn forget(&self, ino: Ino, count: u64) {
+        let mut table = self.table_mut();
+        let Some(held) = table.lookups.get_mut(&ino) else {
+            return;
+        };
+        *held = held.saturating_sub(count);
+        if *held > 0 {
+            return;
+        }
+        table.lookups.remove(&ino);
+        if let Some(Node::Secret(node)) = table.nodes.get(&ino)
+            && table.secrets.get(&node.path) != Some(&ino)
+        {
+            table.nodes.remove(&ino);
+        }
+    }
+
+    /// The names of secrets whose shown value came from this reference's place. Each gets a new inode at its next look-up.
+    pub(super) fn supersede_from(&self, reference: &Reference) -> Vec<SecretPath> {
+        let mut table = self.table_mut();
+        let nodes = table
+            .secrets
+            .values()
+            .filter_map(|ino| match table.nodes.get(ino) {
+                Some(Node::Secret(node)) if node.came_from(reference) => Some(node.path.clone()),
+                Some(_) | None => None,
+            });
+        let paths: Vec<SecretPath> = nodes.collect();
+        for path in &paths {
+            table.supersede(path);
+        }
+        paths
+    }
+
+    /// The next look-up of this secret gets a new inode. False if this inode was not the current one any more.
+    pub(super) fn supersede(&self, node: &SecretNode) -> bool {
+        let mut table = self.table_mut();
+        let current = table.secrets.get(&node.path) == Some(&node.ino);
+        if current {
+            table.supersede(&node.path);
+        }
+        current
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.table().nodes.len()
+    }
+
+    fn table(&self) -> RwLockReadGuard<'_, Table> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn table_mut(&self) -> RwLockWriteGuard<'_, Table> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn number(&mut self) -> Ino {
+        let ino = Ino(self.next);
+        self.next += 1;
+        ino
+    }
+
+    fn service(&mut self, name: &Name) -> Ino {
+        if let Some(ino) = self.services.get(name) {
+            return *ino;
+        }
+        let ino = self.number();
+        self.nodes.insert(ino, Node::Service(name.clone()));
+        self.services.insert(name.clone(), ino);
+        ino
+    }
+
+    fn secret(&mut self, path: &SecretPath) -> Arc<SecretNode> {
+        if let Some(ino) = self.secrets.get(path)
+            && let Some(Node::Secret(node)) = self.nodes.get(ino)
+        {
+            return Arc::clone(node);
+        }
+        let node = SecretNode::new(self.number(), path.clone());
+        self.nodes.insert(node.ino, Node::Secret(Arc::clone(&node)));
+        self.secrets.insert(path.clone(), node.ino);
+        node
+    }
+
+    fn supersede(&mut self, path: &SecretPath) {
+        if let Some(ino) = self.secrets.remove(path)
+            && !self.lookups.contains_key(&ino)
+        {
+            self.nodes.remove(&ino);
+        }
+    }
+}

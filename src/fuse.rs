@@ -1,0 +1,549 @@
+//! The only user of `fuser`: decodes a request, asks the [`Tree`], replies once. It decides nothing.
+//!
+//! What the tree can answer at once is answered on fuser's own thread, without tokio and without a wait. What has to wait
+//! takes its reply along into a task; the tree sees to the deadline.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
+    ReplyXattr, Request,
+};
+use tokio::runtime::Handle;
+
+use crate::caller::Caller;
+use crate::fs::{Answer, Attr, Fh, FsError, Ino, Kind, Reply, Tree};
+use crate::secret::Name;
+use crate::sys::{Gid, Tid, Uid};
+
+mod notify;
+mod session;
+
+pub use session::Session;
+
+use notify::Notices;
+
+/// How long the kernel may keep a name without asking again. We tell it when one changes; who may open is asked at the
+/// open in any case.
+const ENTRY_TTL: Duration = Duration::from_secs(60);
+/// Attributes are asked for each time, so that a size is never older than the value.
+const ATTR_TTL: Duration = Duration::ZERO;
+/// What READDIRPLUS gave, so that `ls -l` asks for each line once and not twice.
+const LISTING_TTL: Duration = Duration::from_secs(1);
+/// Inode numbers are never used twice, so all are of the same generation.
+const INODE_GENERATION: Generation = Generation(0);
+const BLOCK_SIZE: u32 = 4096;
+
+#[derive(Debug)]
+struct Adapter {
+    tree: Arc<Tree>,
+    runtime: Handle,
+    notices: Notices,
+}
+
+impl Adapter {
+    /// Replies now or, if the tree has to wait, from a task.
+    fn answer<T: Send + 'static>(
+        &self,
+        answer: Answer<Reply<T>>,
+        reply: impl FnOnce(Reply<T>) + Send + 'static,
+    ) {
+        match answer {
+            Answer::Ready(result) => reply(result),
+            Answer::Pending(future) => {
+                self.runtime.spawn(async move { reply(future.await) });
+            }
+        }
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // Each is an improvement that an old kernel may lack; docs/semantics.md says what then differs.
+        let wanted = [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        ];
+        for flag in wanted {
+            if config.add_capabilities(flag).is_err() {
+                tracing::debug!(?flag, "not offered by this kernel");
+            }
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let tree = Arc::clone(&self.tree);
+        self.answer(
+            self.tree.lookup(caller(req), Ino(parent.0), name),
+            move |result| match result {
+                Ok(attr) => {
+                    tree.looked_up(attr.ino);
+                    reply.entry_with_ttls(
+                        &ATTR_TTL,
+                        &ENTRY_TTL,
+                        &file_attr(&attr),
+                        INODE_GENERATION,
+                    );
+                }
+                Err(error) => reply.error(errno(error)),
+            },
+        );
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.tree.forget(Ino(ino.0), nlookup);
+    }
+
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.answer(
+            self.tree.getattr(caller(req), Ino(ino.0)),
+            move |result| match result {
+                Ok(attr) => reply.attr(&ATTR_TTL, &file_attr(&attr)),
+                Err(error) => reply.error(errno(error)),
+            },
+        );
+    }
+
+    fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let asked = |flag| mask.contains(flag);
+        let (read, write, execute) = (
+            asked(AccessFlags::R_OK),
+            asked(AccessFlags::W_OK),
+            asked(AccessFlags::X_OK),
+        );
+        match self
+            .tree
+            .access_mode(caller(req), Ino(ino.0), read, write, execute)
+        {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let writing = flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
+        let (tree, notices) = (Arc::clone(&self.tree), self.notices.clone());
+        self.answer(
+            self.tree.open(caller(req), Ino(ino.0), writing),
+            move |result| {
+                let opened = match result {
+                    Ok(opened) => opened,
+                    Err(error) => return reply.error(errno(error)),
+                };
+                let mut flags = FopenFlags::empty();
+                flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct);
+                flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_pages);
+                let handle = FileHandle(opened.fh.0);
+                match opened.tell {
+                    None => reply.opened(handle, flags),
+                    Some(tell) => notices.size(tell, move || {
+                        tree.told(tell);
+                        reply.opened(handle, flags);
+                    }),
+                }
+            },
+        );
+    }
+
+    fn read(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        // A read(2) past the page cache names its lock owner; the page cache's own reads do not.
+        let paged = lock_owner.is_none();
+        let mut reply = Some(reply);
+        let give = |bytes: &[u8]| {
+            if let Some(reply) = reply.take() {
+                reply.data(bytes);
+            }
+        };
+        if let Err(error) = self
+            .tree
+            .read(caller(req), Fh(fh.0), offset, size, paged, give)
+            && let Some(reply) = reply
+        {
+            reply.error(errno(error));
+        }
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.tree.release(Fh(fh.0));
+        reply.ok();
+    }
+
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.answer(
+            self.tree.opendir(caller(req), Ino(ino.0)),
+            move |result| match result {
+                Ok(fh) => reply.opened(FileHandle(fh.0), FopenFlags::empty()),
+                Err(error) => reply.error(errno(error)),
+            },
+        );
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let entries = match self.tree.readdir(Fh(fh.0)) {
+            Ok(entries) => entries,
+            Err(error) => return reply.error(errno(error)),
+        };
+        for (index, name) in DOTS.into_iter().enumerate().skip(position(offset)) {
+            if reply.add(ino, after(index), FileType::Directory, name) {
+                return reply.ok();
+            }
+        }
+        for (index, entry) in entries
+            .iter()
+            .enumerate()
+            .skip(position(offset).saturating_sub(DOTS.len()))
+        {
+            if reply.add(
+                INodeNo(entry.ino.0),
+                after(index + DOTS.len()),
+                file_type(entry.kind),
+                entry.name.as_str(),
+            ) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let entries = match self.tree.readdir(Fh(fh.0)) {
+            Ok(entries) => entries,
+            Err(error) => return reply.error(errno(error)),
+        };
+        for (index, name) in DOTS.into_iter().enumerate().skip(position(offset)) {
+            // The kernel takes no look-up of these two, so what they look like does not matter.
+            let attr = file_attr(&dot(Ino(ino.0)));
+            if reply.add(
+                ino,
+                after(index),
+                name,
+                &Duration::ZERO,
+                &attr,
+                INODE_GENERATION,
+            ) {
+                return reply.ok();
+            }
+        }
+        for (index, entry) in entries
+            .iter()
+            .enumerate()
+            .skip(position(offset).saturating_sub(DOTS.len()))
+        {
+            let Some(attr) = self.tree.attr_of(entry) else {
+                continue;
+            };
+            let (ino, after) = (INodeNo(entry.ino.0), after(index + DOTS.len()));
+            if reply.add(
+                ino,
+                after,
+                entry.name.as_str(),
+                &LISTING_TTL,
+                &file_attr(&attr),
+                INODE_GENERATION,
+            ) {
+                break;
+            }
+            self.tree.looked_up(entry.ino);
+        }
+        reply.ok();
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.tree.release(Fh(fh.0));
+        reply.ok();
+    }
+
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let answer = self.tree.getxattr(caller(req), Ino(ino.0), name);
+        self.answer(answer, move |result| reply_xattr(reply, size, result));
+    }
+
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self.tree.listxattr(caller(req), Ino(ino.0));
+        let list = names.map(|names| {
+            names
+                .into_iter()
+                .flat_map(|xattr| [xattr.name().as_bytes(), b"\0"].concat())
+                .collect()
+        });
+        reply_xattr(reply, size, list);
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let inodes = u64::try_from(self.tree.figures().inodes).unwrap_or(u64::MAX);
+        let longest = u32::try_from(Name::MAX).unwrap_or(u32::MAX);
+        reply.statfs(0, 0, 0, inodes, 0, BLOCK_SIZE, longest, BLOCK_SIZE);
+    }
+
+    // Everything below would change the tree, which nobody may.
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<fuser::TimeOrNow>,
+        _mtime: Option<fuser::TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mkdir(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rmdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn symlink(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _target: &std::path::Path,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        _flags: fuser::RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn link(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _data: &[u8],
+        _write_flags: fuser::WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: fuser::ReplyWrite,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+}
+
+/// The two lines that each listing begins with.
+const DOTS: [&str; 2] = [".", ".."];
+
+fn caller(req: &Request) -> Caller {
+    Caller::new(Uid(req.uid()), Gid(req.gid()), Tid(req.pid()))
+}
+
+fn errno(error: FsError) -> Errno {
+    Errno::from_i32(error.errno())
+}
+
+fn position(offset: u64) -> usize {
+    usize::try_from(offset).unwrap_or(usize::MAX)
+}
+
+/// The offset of the line that follows the one at `index`.
+fn after(index: usize) -> u64 {
+    u64::try_from(index).unwrap_or(u64::MAX).saturating_add(1)
+}
+
+fn dot(ino: Ino) -> Attr {
+    let (uid, gid, modified) = (Uid::ROOT, Gid(0), jiff::Timestamp::UNIX_EPOCH);
+    Attr {
+        ino,
+        kind: Kind::Directory,
+        size: 0,
+        mode: 0o555,
+        uid,
+        gid,
+        modified,
+    }
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Directory => FileType::Directory,
+        Kind::File => FileType::RegularFile,
+    }
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    let time = SystemTime::from(attr.modified);
+    FileAttr {
+        ino: INodeNo(attr.ino.0),
+        size: attr.size,
+        blocks: attr.size.div_ceil(512),
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        kind: file_type(attr.kind),
+        perm: attr.mode,
+        nlink: match attr.kind {
+            Kind::Directory => 2,
+            Kind::File => 1,
+        },
+        uid: attr.uid.0,
+        gid: attr.gid.0,
+        rdev: 0,
+        blksize: BLOCK_SIZE,
+        flags: 0,
+    }
+}
+
+/// Answers the two questions that one call asks: how long (`size` 0), or what.
+fn reply_xattr(reply: ReplyXattr, size: u32, result: Reply<Vec<u8>>) {
+    match result {
+        Ok(bytes) => match u32::try_from(bytes.len()) {
+            Ok(length) if size == 0 => reply.size(length),
+            Ok(length) if length <= size => reply.data(&bytes),
+            Ok(_) | Err(_) => reply.error(errno(FsError::TooSmall)),
+        },
+        Err(error) => reply.error(errno(error)),
+    }
+}
