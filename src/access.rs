@@ -158,10 +158,18 @@ impl Access {
         })
     }
 
-    /// What the policy would say of `caller`, and why. Not an access, and not in the audit log.
+    /// The same question for what changes nothing and shows no value, and is not in the audit log: a status, a listing.
+    #[must_use]
+    pub fn may_manage(&self, mut caller: Caller, service: Option<&Name>) -> bool {
+        self.ask(&mut caller, |p, c| p.check_manage(c, service))
+            .is_ok()
+    }
+
+    /// What the policy would say of `caller`, and why, also where the identity's word counts. Not an access, and not in
+    /// the audit log.
     #[must_use]
     pub fn explain(&self, mut caller: Caller, path: &SecretPath) -> Explanation {
-        let decision = self.ask(&mut caller, |p, c| p.check(c, path));
+        let decision = self.ask_policy(&mut caller, |p, c| p.check(c, path));
         Explanation { decision, caller }
     }
 
@@ -185,15 +193,23 @@ impl Access {
         }
     }
 
-    /// Asks the policy, finding out about the caller what it wants to know, until it is sure.
     fn ask(
         &self,
         caller: &mut Caller,
         question: impl Fn(&Policy, &Caller) -> Decision,
     ) -> Result<RuleName, Denied> {
-        if self.authority == Authority::Identity {
-            return Ok(RuleName::from("identity"));
+        match self.authority {
+            Authority::Identity => Ok(RuleName::from("identity")),
+            Authority::Policy => self.ask_policy(caller, question),
         }
+    }
+
+    /// Asks the policy, finding out about the caller what it wants to know, until it is sure.
+    fn ask_policy(
+        &self,
+        caller: &mut Caller,
+        question: impl Fn(&Policy, &Caller) -> Decision,
+    ) -> Result<RuleName, Denied> {
         if caller.tid.0 == 0 {
             return Err(Denied::Caller(CallerError::Invisible));
         }

@@ -12,7 +12,9 @@ use tokio::sync::mpsc;
 use crate::caller::Caller;
 use crate::secret::SecretBytes;
 
+pub mod answers;
 pub mod client;
+pub mod handler;
 pub mod peer;
 pub mod protocol;
 pub mod server;

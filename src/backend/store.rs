@@ -314,6 +314,12 @@ impl Store {
         self.state().index.audit_key()
     }
 
+    /// What opens the store: an export of it, too.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.state().identity.clone()
+    }
+
     /// Whom the store is sealed to.
     #[must_use]
     pub fn recipients(&self) -> Vec<Recipient> {
