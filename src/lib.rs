@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod fs;
 pub mod fuse;
+pub mod keeper;
 pub mod policy;
 pub mod secret;
 pub mod sys;
