@@ -22,12 +22,20 @@ use crate::sys::{Gid, Tid, Uid};
 mod chain;
 mod file;
 mod fold;
+mod handle;
 mod journal;
 mod line;
+mod read;
+mod verify;
 mod writer;
+
+#[cfg(test)]
+mod tests;
 
 pub use chain::Mac;
 pub use line::{Body, Entry, Note, Noted, Record, printable};
+pub use read::{Filter, Reader};
+pub use verify::{Break, Fault, Line, Report};
 
 /// How an access or a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -90,7 +98,7 @@ pub struct Event {
 
 /// The open log. Cheap to clone; the last clone that is dropped writes what is left, for two seconds at most.
 #[derive(Clone)]
-pub struct Audit(Arc<writer::Handle>);
+pub struct Audit(Arc<handle::Handle>);
 
 impl Audit {
     /// Opens the log, continues its chain and starts the writer. The caller sees to it that no other process writes.
@@ -102,7 +110,7 @@ impl Audit {
         key: &SecretBytes,
         clock: Clock,
     ) -> Result<Self, AuditError> {
-        writer::Handle::start(config, key, clock).map(|handle| Self(Arc::new(handle)))
+        handle::Handle::start(config, key, clock).map(|handle| Self(Arc::new(handle)))
     }
 
     /// Takes down a file access. Never blocks and does no I/O; equal ones within a second are counted on one line.
@@ -198,7 +206,9 @@ pub enum AuditError {
     #[error("audit log {}: its end is not that of an audit log: move the file away or set `path` in [audit] to another one", .0.display())]
     Foreign(PathBuf),
     /// The system refused.
-    #[error("audit log {target}: {why}: check [audit] in the config, the folder's owner and the free space")]
+    #[error(
+        "audit log {target}: {why}: check [audit] in the config, the folder's owner and the free space"
+    )]
     Unusable {
         /// The file or socket.
         target: String,

@@ -19,6 +19,7 @@ pub mod accounts;
 mod check;
 mod file;
 pub mod open;
+pub mod template;
 mod values;
 
 pub use accounts::{Accounts, Unknown};
@@ -101,16 +102,27 @@ fn default_path(
     if user == Uid::ROOT {
         return Ok(PathBuf::from("/etc/secretfs/config.toml"));
     }
+    Ok(user_folder(&env, "XDG_CONFIG_HOME", ".config")?.join("config.toml"))
+}
+
+/// A user's own folder: `$<variable>/secretfs`, else `$HOME/<below>/secretfs`.
+fn user_folder(
+    env: &impl Fn(&str) -> Option<OsString>,
+    variable: &str,
+    below: &str,
+) -> Result<PathBuf, ConfigErrors> {
     let absolute = |name| {
         env(name)
             .map(PathBuf::from)
             .filter(|path| path.is_absolute())
     };
-    absolute("XDG_CONFIG_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".config")))
-        .map(|folder| folder.join("secretfs/config.toml"))
+    absolute(variable)
+        .or_else(|| absolute("HOME").map(|home| home.join(below)))
+        .map(|folder| folder.join("secretfs"))
         .ok_or_else(|| {
-            let problem = "neither $XDG_CONFIG_HOME nor $HOME is an absolute path: name the config with --config FILE";
+            let problem = format!(
+                "neither ${variable} nor $HOME is an absolute path: set $HOME, or name the config with --config FILE"
+            );
             ConfigErrors::one(Path::new("config.toml"), problem)
         })
 }

@@ -4,7 +4,7 @@
 
 #![allow(unsafe_code, reason = "this is the module that holds all of it")]
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::{fmt, io};
 
@@ -22,6 +22,7 @@ pub struct Uid(pub u32);
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]
 #[serde(transparent)]
+#[repr(transparent)]
 pub struct Gid(pub u32);
 
 /// A thread's number in the daemon's pid namespace; 0 is a thread that it cannot see.
@@ -47,6 +48,42 @@ impl Gid {
     #[must_use]
     pub fn effective() -> Self {
         Self(nix::unistd::getegid().as_raw())
+    }
+}
+
+/// The supplementary groups that the process at the other end of a unix socket had when it connected (SO_PEERGROUPS).
+///
+/// # Errors
+/// What getsockopt(2) fails with.
+pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<Gid>> {
+    let mut groups = vec![Gid(0); 64];
+    loop {
+        let bytes = groups.len().saturating_mul(size_of::<Gid>());
+        let mut length = libc::socklen_t::try_from(bytes).map_err(io::Error::other)?;
+        // SAFETY: `groups` is `length` bytes of a transparent u32, which is gid_t; the kernel writes no more than that.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        let count = usize::try_from(length).map_err(io::Error::other)? / size_of::<Gid>();
+        match result {
+            0 => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            _ => match io::Error::last_os_error() {
+                // The kernel has said in `length` how much there is.
+                error if error.raw_os_error() == Some(libc::ERANGE) && count > groups.len() => {
+                    groups.resize(count, Gid(0));
+                }
+                error => return Err(error),
+            },
+        }
     }
 }
 

@@ -50,9 +50,12 @@ impl LogFile {
             max_size: config.max_size,
             keep: config.keep,
         };
-        let tail = log.end().map_err(|why| match why.kind() {
-            io::ErrorKind::InvalidData => AuditError::Foreign(path.to_owned()),
-            _ => unusable(path, &why),
+        let tail = log.end().map_err(|why| {
+            if why.kind() == io::ErrorKind::InvalidData {
+                AuditError::Foreign(path.to_owned())
+            } else {
+                unusable(path, &why)
+            }
         })?;
         Ok((log, tail))
     }

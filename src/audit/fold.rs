@@ -5,7 +5,7 @@
 //! what it finds is compared in full: a collision costs a line, never a count.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -152,9 +152,7 @@ impl Folds {
     }
 
     fn hash(&self, event: &Event) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        identity(event).hash(&mut hasher);
-        hasher.finish()
+        self.hasher.hash_one(identity(event))
     }
 
     fn shard(&self, hash: u64) -> MutexGuard<'_, HashMap<u64, Window, RandomState>> {

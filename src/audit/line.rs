@@ -73,8 +73,9 @@ fn clip(text: &str) -> Cow<'_, str> {
     if text.len() <= MAX_TEXT {
         return Cow::Borrowed(text);
     }
-    let end = text.floor_char_boundary(MAX_TEXT - '…'.len_utf8());
-    Cow::Owned(format!("{}…", text.get(..end).unwrap_or_default()))
+    let fits = |&(at, c): &(usize, char)| at + c.len_utf8() <= MAX_TEXT - '…'.len_utf8();
+    let start = text.char_indices().take_while(fits).map(|(_, c)| c);
+    Cow::Owned(start.chain(['…']).collect())
 }
 
 fn one() -> u64 {

@@ -1,4 +1,4 @@
-//! The one thread that writes, and the handle that everyone else holds.
+//! The one thread that writes.
 //!
 //! While writing fails, what waits is kept in order (a bounded number), each second it is tried again, and what found
 //! no place meanwhile is counted in a line of its own. After a failed write whose traces could not be removed a line
@@ -6,24 +6,19 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::thread;
 use std::time::Duration;
 
+use super::AuditError;
 use super::chain::{Head, Key};
 use super::file::LogFile;
-use super::fold::Folds;
-use super::journal::{self, Journal};
+use super::handle::{Message, OK, QUEUE, Shared, UNWRITABLE, lock};
+use super::journal::Journal;
 use super::line::{Body, Entry, Note, Noted};
-use super::{AuditError, Event, Trouble};
-use crate::clock::Clock;
-use crate::config::{AuditConfig, AuditTarget, OnFailure};
-use crate::secret::SecretBytes;
-
-/// How many lines may wait in the queue, and as many again in the writer.
-const QUEUE: usize = 4096;
+use crate::config::{AuditConfig, AuditTarget};
 
 /// How often windows are looked through while there are any.
 const SWEEP: Duration = Duration::from_millis(250);
@@ -31,204 +26,8 @@ const SWEEP: Duration = Duration::from_millis(250);
 /// How often a failed write is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How long a command waits for its line.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
-
-/// How long dropping the last handle waits.
-const DROP_DEADLINE: Duration = Duration::from_secs(2);
-
 /// How much is written with one system call, in bytes.
 const CHUNK: usize = 64 * 1024;
-
-const OK: u8 = 0;
-const UNWRITABLE: u8 = 1;
-const FULL: u8 = 2;
-
-enum Message {
-    Access(Entry),
-    Command(Event, SyncSender<Result<(), AuditError>>),
-    /// Nothing to write, but look around: the log is to be closed.
-    Wake,
-}
-
-#[derive(Debug)]
-struct Shared {
-    folds: Folds,
-    state: AtomicU8,
-    lost: AtomicU64,
-    last: AtomicU64,
-    closing: AtomicBool,
-    failure: Mutex<Option<AuditError>>,
-    clock: Clock,
-}
-
-/// What [`super::Audit`] shares.
-#[derive(Debug)]
-pub(super) struct Handle {
-    shared: Arc<Shared>,
-    queue: SyncSender<Message>,
-    on_failure: OnFailure,
-    thread: Mutex<Option<Running>>,
-}
-
-#[derive(Debug)]
-struct Running {
-    thread: JoinHandle<()>,
-    ended: Receiver<Result<(), AuditError>>,
-}
-
-impl Handle {
-    pub(super) fn start(
-        config: &AuditConfig,
-        key: &SecretBytes,
-        clock: Clock,
-    ) -> Result<Self, AuditError> {
-        Self::start_with(config, key, clock, Path::new(journal::SOCKET))
-    }
-
-    fn start_with(
-        config: &AuditConfig,
-        key: &SecretBytes,
-        clock: Clock,
-        journal: &Path,
-    ) -> Result<Self, AuditError> {
-        let key = Key::new(key).ok_or(AuditError::Key)?;
-        let shared = Arc::new(Shared {
-            folds: Folds::new(),
-            state: AtomicU8::new(OK),
-            lost: AtomicU64::new(0),
-            last: AtomicU64::new(0),
-            closing: AtomicBool::new(false),
-            failure: Mutex::new(None),
-            clock,
-        });
-        let (queue, messages) = mpsc::sync_channel(QUEUE);
-        let mut writer = Writer {
-            shared: Arc::clone(&shared),
-            messages,
-            key,
-            head: Head::default(),
-            sink: None,
-            config: config.clone(),
-            journal: journal.to_owned(),
-            notes: VecDeque::new(),
-            waiting: VecDeque::new(),
-        };
-        writer.open()?;
-        let (ended, has_ended) = mpsc::sync_channel(1);
-        let thread = thread::Builder::new()
-            .name("audit".to_owned())
-            .spawn(move || {
-                let _ = ended.send(writer.run());
-            })
-            .map_err(|why| AuditError::Unusable {
-                target: "writer".to_owned(),
-                why: why.to_string(),
-            })?;
-        Ok(Self {
-            shared,
-            queue,
-            on_failure: config.on_failure,
-            thread: Mutex::new(Some(Running {
-                thread,
-                ended: has_ended,
-            })),
-        })
-    }
-
-    pub(super) fn record(&self, event: Event) {
-        let now = self.shared.clock.now();
-        let (repeats, first) = self.shared.folds.add(event, now);
-        for entry in [repeats, first].into_iter().flatten() {
-            let rejected = match self.queue.try_send(Message::Access(entry)) {
-                Ok(()) => continue,
-                Err(TrySendError::Full(rejected)) => {
-                    // Never over UNWRITABLE, which the writer alone takes back.
-                    let _ = self.shared.state.compare_exchange(
-                        OK,
-                        FULL,
-                        Ordering::Relaxed,
-                        Ordering::Relaxed,
-                    );
-                    rejected
-                }
-                Err(TrySendError::Disconnected(rejected)) => {
-                    self.shared.state.store(UNWRITABLE, Ordering::Relaxed);
-                    rejected
-                }
-            };
-            if let Message::Access(entry) = rejected {
-                let count = entry.count;
-                if !self.shared.folds.put_back(entry, now) {
-                    self.shared.lost.fetch_add(count, Ordering::Relaxed);
-                }
-            }
-        }
-    }
-
-    pub(super) fn record_now(&self, event: Event) -> Result<(), AuditError> {
-        if let Some(failure) = self.failure() {
-            return Err(failure);
-        }
-        let (done, answer) = mpsc::sync_channel(1);
-        match self.queue.try_send(Message::Command(event, done)) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => return Err(AuditError::Slow),
-            Err(TrySendError::Disconnected(_)) => return Err(AuditError::Closed),
-        }
-        match answer.recv_timeout(COMMAND_DEADLINE) {
-            Ok(result) => result,
-            Err(RecvTimeoutError::Timeout) => Err(AuditError::Slow),
-            Err(RecvTimeoutError::Disconnected) => Err(AuditError::Closed),
-        }
-    }
-
-    pub(super) fn ready(&self) -> Result<(), Trouble> {
-        match self.on_failure {
-            OnFailure::Deny => self.healthy(),
-            OnFailure::Warn => Ok(()),
-        }
-    }
-
-    pub(super) fn healthy(&self) -> Result<(), Trouble> {
-        match self.shared.state.load(Ordering::Relaxed) {
-            OK => Ok(()),
-            FULL => Err(Trouble::Full),
-            _ => Err(Trouble::Unwritable),
-        }
-    }
-
-    pub(super) fn failure(&self) -> Option<AuditError> {
-        lock(&self.shared.failure).clone()
-    }
-
-    pub(super) fn last_line(&self) -> u64 {
-        self.shared.last.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn close(&self, deadline: Duration) -> Result<(), AuditError> {
-        self.shared.closing.store(true, Ordering::Release);
-        let Some(running) = lock(&self.thread).take() else {
-            return Ok(());
-        };
-        let _ = self.queue.try_send(Message::Wake); // a full queue wakes the writer just as well
-        running.thread.thread().unpark();
-        match running.ended.recv_timeout(deadline) {
-            Ok(result) => {
-                let _ = running.thread.join();
-                result
-            }
-            Err(RecvTimeoutError::Timeout) => Err(AuditError::Slow),
-            Err(RecvTimeoutError::Disconnected) => Err(AuditError::Closed),
-        }
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        let _ = self.close(DROP_DEADLINE);
-    }
-}
 
 #[derive(Debug)]
 enum Sink {
@@ -242,7 +41,8 @@ struct Waiting {
     done: Option<SyncSender<Result<(), AuditError>>>,
 }
 
-struct Writer {
+/// The writer's own state.
+pub(super) struct Writer {
     shared: Arc<Shared>,
     messages: Receiver<Message>,
     key: Key,
@@ -257,7 +57,35 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(mut self) -> Result<(), AuditError> {
+    /// Opens the log.
+    pub(super) fn open(
+        shared: Arc<Shared>,
+        messages: Receiver<Message>,
+        key: Key,
+        config: &AuditConfig,
+        journal: &Path,
+    ) -> Result<Self, AuditError> {
+        let mut writer = Self {
+            shared,
+            messages,
+            key,
+            head: Head::default(),
+            sink: None,
+            config: config.clone(),
+            journal: journal.to_owned(),
+            notes: VecDeque::new(),
+            waiting: VecDeque::new(),
+        };
+        writer.open_sink()?;
+        // A full disk is no reason not to start: what follows is denied until it is written.
+        let begun = writer.write();
+        writer.report(&begun);
+        writer.shared.last.store(writer.head.seq, Ordering::Relaxed);
+        Ok(writer)
+    }
+
+    /// Writes until the log is closed.
+    pub(super) fn run(mut self) -> Result<(), AuditError> {
         let mut swept = self.shared.clock.now();
         let mut open_windows = 0;
         loop {
@@ -344,7 +172,7 @@ impl Writer {
             None => false,
         };
         if !usable {
-            self.open()?;
+            self.open_sink()?;
         }
         let lost = self.shared.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
@@ -452,7 +280,7 @@ impl Writer {
     }
 
     /// Opens the log, again where it was open before, and notes what was found.
-    fn open(&mut self) -> Result<(), AuditError> {
+    fn open_sink(&mut self) -> Result<(), AuditError> {
         self.notes.retain(|note| matches!(note, Note::Lost { .. }));
         match &self.config.target {
             AuditTarget::File(path) => {
@@ -546,8 +374,4 @@ fn access(mut entry: Entry) -> Waiting {
         body: Body::Entry(entry),
         done: None,
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -24,6 +24,7 @@ use crate::backend::{Fetched, Version};
 use crate::clock::Clock;
 use crate::secret::{MAX_VALUE, Name, SecretBytes, SecretPath};
 
+mod archive;
 mod error;
 pub mod identity;
 mod index;
@@ -36,7 +37,7 @@ mod storage;
 mod tests;
 
 pub use error::StoreError;
-pub use identity::{Identity, IdentityError, Prompt, Sealed};
+pub use identity::{Identity, IdentityError, Prompt, Protection};
 pub use repair::{Damage, Repaired, Report};
 pub use seal::{MAX_WORK_FACTOR, OpenWith, Recipient, RecipientError, SealTo};
 pub use storage::{write_whole, write_whole_with};
@@ -187,8 +188,7 @@ impl Store {
             if new.value.len() > MAX_VALUE {
                 return Err(StoreError::TooLarge(new.path.clone()));
             }
-            let text = new.description.unwrap_or_default();
-            if text.len() > MAX_DESCRIPTION || text.chars().any(char::is_control) {
+            if !fit_description(new.description.unwrap_or_default()) {
                 return Err(StoreError::Description(new.path.clone()));
             }
         }
@@ -400,6 +400,10 @@ impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Store").field(&self.path()).finish()
     }
+}
+
+fn fit_description(text: &str) -> bool {
+    text.len() <= MAX_DESCRIPTION && !text.chars().any(char::is_control)
 }
 
 /// Values that are on the disk and that no index names yet. They go again unless they are kept.

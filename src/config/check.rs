@@ -39,8 +39,7 @@ pub(super) fn config(
             "cache", "audit",
         ])
         .map(|top| Reader { accounts }.config(&top, file));
-    report.finish()?;
-    config.ok_or_else(|| ConfigErrors(Vec::new()))
+    report.finish(config)
 }
 
 struct Reader<'a> {

@@ -48,15 +48,14 @@ impl<'t> Report<'t> {
         }
     }
 
-    /// All mistakes, in the order of the lines.
+    /// `value`, if there was no mistake in it.
     ///
     /// # Errors
-    /// Them, if there are any.
-    pub(super) fn finish(&self) -> Result<(), ConfigErrors> {
-        if self.errors.borrow().is_empty() {
-            Ok(())
-        } else {
-            Err(self.errors())
+    /// All mistakes, in the order of the lines.
+    pub(super) fn finish<T>(&self, value: Option<T>) -> Result<T, ConfigErrors> {
+        match value {
+            Some(value) if self.errors.borrow().is_empty() => Ok(value),
+            _ => Err(self.errors()),
         }
     }
 

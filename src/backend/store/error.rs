@@ -58,6 +58,12 @@ pub enum StoreError {
     /// An export cannot be read back.
     #[error("the export cannot be restored: {0}")]
     Archive(String),
+    /// An export is sealed with a passphrase, and none was given.
+    #[error("the export is sealed with a passphrase: give it when asked")]
+    NeedsPassphrase,
+    /// An export could not be written.
+    #[error("the export cannot be written: {0}: {mend}", mend = mend(.0))]
+    Export(io::Error),
     /// The system said no.
     #[error("{}: cannot {step}: {source}: {}", .file.display(), mend(.source))]
     Io {
@@ -109,10 +115,12 @@ impl From<StoreError> for BackendError {
             | StoreError::NotEmpty(_)
             | StoreError::Damaged { .. }
             | StoreError::Format { .. }
+            | StoreError::NeedsPassphrase
             | StoreError::Archive(_) => Self::Unusable(text),
             StoreError::Missing(_)
             | StoreError::Locked(_)
             | StoreError::Io { .. }
+            | StoreError::Export(_)
             | StoreError::Random => Self::Unreachable(text),
         }
     }

@@ -34,12 +34,12 @@ const BINARY: &[u8] = b"age-encryption.org/";
 #[derive(Clone)]
 pub struct Identity {
     keys: Arc<[age::x25519::Identity]>,
-    sealed: Sealed,
+    protection: Protection,
 }
 
 /// How the file was protected that an [`Identity`] was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sealed {
+pub enum Protection {
     /// By its permissions alone.
     Plain,
     /// By a passphrase.
@@ -54,7 +54,7 @@ impl Identity {
     pub fn generate() -> Self {
         Self {
             keys: Arc::new([age::x25519::Identity::generate()]),
-            sealed: Sealed::Plain,
+            protection: Protection::Plain,
         }
     }
 
@@ -91,7 +91,7 @@ impl Identity {
         let bytes = text.expose();
         if bytes.starts_with(BINARY) || bytes.trim_ascii_start().starts_with(ARMOR.as_bytes()) {
             let keys = open_with_passphrase(bytes.trim_ascii_start(), path, prompt)?;
-            return Self::parse_lines(keys.expose(), path, Sealed::Passphrase);
+            return Self::parse_lines(keys.expose(), path, Protection::Passphrase);
         }
         let armor = bytes
             .windows(ARMOR.len())
@@ -99,13 +99,17 @@ impl Identity {
         match armor.and_then(|at| bytes.split_at_checked(at)) {
             Some((plugins, sealed)) => {
                 let keys = open_with_plugin(plugins, sealed, path, prompt)?;
-                Self::parse_lines(keys.expose(), path, Sealed::Plugin)
+                Self::parse_lines(keys.expose(), path, Protection::Plugin)
             }
-            None => Self::parse_lines(bytes, path, Sealed::Plain),
+            None => Self::parse_lines(bytes, path, Protection::Plain),
         }
     }
 
-    fn parse_lines(bytes: &[u8], path: &Path, sealed: Sealed) -> Result<Self, IdentityError> {
+    fn parse_lines(
+        bytes: &[u8],
+        path: &Path,
+        protection: Protection,
+    ) -> Result<Self, IdentityError> {
         let file = || path.to_owned();
         let mut keys = Vec::new();
         for (number, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
@@ -129,7 +133,7 @@ impl Identity {
         }
         Ok(Self {
             keys: keys.into(),
-            sealed,
+            protection,
         })
     }
 
@@ -138,7 +142,7 @@ impl Identity {
     pub fn with(&self, other: &Self) -> Self {
         Self {
             keys: self.keys.iter().chain(other.keys.iter()).cloned().collect(),
-            sealed: self.sealed,
+            protection: self.protection,
         }
     }
 
@@ -150,8 +154,8 @@ impl Identity {
 
     /// How the file was protected that this was read from.
     #[must_use]
-    pub fn sealed(&self) -> Sealed {
-        self.sealed
+    pub fn protection(&self) -> Protection {
+        self.protection
     }
 
     /// The content of an identity file with these keys in plain, as `age-keygen` writes it.

@@ -98,7 +98,8 @@ impl Index {
         index.check().map(|()| index).map_err(Invalid::Content)
     }
 
-    fn check(&self) -> Result<(), &'static str> {
+    /// What the rest of the store relies on.
+    pub(super) fn check(&self) -> Result<(), &'static str> {
         if self.recipients.is_empty() {
             return Err("it names no recipient");
         }
@@ -175,30 +176,24 @@ impl Index {
         .ok_or_else(|| StoreError::absent(path, version))
     }
 
-    /// Adds a version and gives its number, and the file of the version that is now one too many.
+    /// Adds a version and gives its number, and the files of the versions that are now too many.
     pub(super) fn add(
         &mut self,
         path: &SecretPath,
         value: Sealed,
         created: Timestamp,
         description: Option<&str>,
-    ) -> (u64, Option<ValueFile>) {
+    ) -> (u64, Vec<ValueFile>) {
         let secret = self.entry(path);
         let version = secret.next;
         secret.next = version.saturating_add(1);
-        secret.versions.push(Record {
-            version,
-            file: value.file,
-            size: value.size,
-            sha256: value.sha256,
-            created,
-        });
+        secret.versions.push(value.record(version, created));
         if let Some(text) = description {
             secret.description = Some(text.to_owned()).filter(|text| !text.is_empty());
         }
-        let pruned =
-            (secret.versions.len() > KEPT_VERSIONS).then(|| secret.versions.remove(0).file);
-        (version, pruned)
+        let too_many = secret.versions.len().saturating_sub(KEPT_VERSIONS);
+        let pruned = secret.versions.drain(..too_many);
+        (version, pruned.map(|record| record.file).collect())
     }
 
     /// The secret's place, whether or not there is or was such a secret.
@@ -249,6 +244,18 @@ pub(super) struct Sealed {
     pub(super) file: ValueFile,
     pub(super) size: usize,
     pub(super) sha256: Sha256,
+}
+
+impl Sealed {
+    pub(super) fn record(self, version: u64, created: Timestamp) -> Record {
+        Record {
+            version,
+            file: self.file,
+            size: self.size,
+            sha256: self.sha256,
+            created,
+        }
+    }
 }
 
 /// The name of a value's file: random, and said of nobody.

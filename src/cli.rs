@@ -1,0 +1,5 @@
+//! The command line: one module for each group of commands.
+
+pub mod args;
+pub mod input;
+pub mod output;

@@ -1,0 +1,345 @@
+//! What every command means: once, for the daemon and for the command line without one.
+//!
+//! In the daemon the policy decides: reading needs the read rules, changing and steering the `manage` rules. In a
+//! command that opened the store itself the identity is authority enough. Either way what was read or changed is in the
+//! audit log before it is acknowledged, and every following open sees what was changed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::runtime;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+
+use crate::access::{Denied, Mandate};
+use crate::audit::{Audit, AuditError, Outcome};
+use crate::backend::store::{Store, StoreError};
+use crate::backend::{BackendError, Reference, Version};
+use crate::cache::Cache;
+use crate::caller::{Caller, Lookup};
+use crate::clock::Clock;
+use crate::config::AuditTarget;
+use crate::control::protocol::Request;
+use crate::control::{Answer, Body, Commands, Event, Exchange, Failure, Kind};
+use crate::fs::Tree;
+use crate::secret::{Name, SecretBytes, SecretPath};
+
+mod copies;
+mod reports;
+mod values;
+
+/// What commands work on.
+#[derive(Debug)]
+pub struct Parts {
+    /// The tree, with who decides.
+    pub tree: Arc<Tree>,
+    /// Its cache.
+    pub cache: Arc<Cache>,
+    /// The backends that can be written to.
+    pub stores: BTreeMap<Name, Store>,
+    /// The log.
+    pub audit: Audit,
+    /// Where it stands.
+    pub audit_target: AuditTarget,
+    /// The key of its chain.
+    pub audit_key: SecretBytes,
+    /// Where processes are looked up for `explain --pid`.
+    pub lookup: Arc<dyn Lookup>,
+    /// The daemon that this is part of, if it is one.
+    pub daemon: Option<Arc<dyn Daemon>>,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// What of the daemon can be steered and shown. The methods may block.
+pub trait Daemon: Send + Sync + fmt::Debug {
+    /// Reads the config again: all or nothing. Says what is worth knowing, such as keys that need a restart.
+    ///
+    /// # Errors
+    /// What is wrong with the config.
+    fn reload(&self) -> Result<Vec<String>, String>;
+
+    /// Begins the end: of the server, the keeper and the mount. Returns at once.
+    fn stop(&self);
+
+    /// Users and groups in the config that are not known.
+    fn unknown(&self) -> Vec<String>;
+
+    /// Where the secrets appear.
+    fn mount(&self) -> String;
+
+    /// Since when it runs.
+    fn since(&self) -> Timestamp;
+}
+
+/// Carries commands out. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Handler(Arc<Parts>);
+
+impl Handler {
+    /// A handler over these parts.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl Commands for Handler {
+    fn handle(
+        &self,
+        caller: Caller,
+        request: Request,
+        exchange: Exchange,
+    ) -> BoxFuture<'_, Result<Answer, Failure>> {
+        let parts = Arc::clone(&self.0);
+        let runtime = runtime::Handle::current();
+        // Disks, the audit log and accounts block; what is asynchronous is waited for from there.
+        let work = spawn_blocking(move || {
+            let job = Job {
+                parts: &parts,
+                caller,
+                runtime,
+                events: exchange.events,
+            };
+            job.run(request, exchange.body)
+        });
+        Box::pin(async move {
+            work.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "a command ended unexpectedly");
+                Err(Failure::failed(
+                    "the command ended unexpectedly: this is a mistake in secretfs, please report it",
+                ))
+            })
+        })
+    }
+}
+
+/// One command of one caller.
+struct Job<'a> {
+    parts: &'a Parts,
+    caller: Caller,
+    runtime: runtime::Handle,
+    events: mpsc::Sender<Event>,
+}
+
+impl Job<'_> {
+    fn run(&self, request: Request, body: Body) -> Result<Answer, Failure> {
+        match (request, body) {
+            (Request::Put { path }, Body::Value(value)) => self.put(&path, &value),
+            (Request::Get { path, version }, _) => self.get(&path, version),
+            (Request::List { service }, _) => self.list(service.as_ref()),
+            (Request::History { path }, _) => self.history(&path),
+            (Request::Remove { path, version }, _) => self.remove(&path, version),
+            (Request::Rollback { path, to }, _) => self.roll_back(&path, &to),
+            (Request::Export { backend }, _) => self.export(backend.as_ref()),
+            (Request::Restore { backend, replace }, Body::Stream(copy)) => {
+                self.restore(backend.as_ref(), replace, copy)
+            }
+            (
+                Request::Rekey {
+                    backend,
+                    recipients,
+                },
+                Body::Value(identity),
+            ) => self.rekey(backend.as_ref(), &recipients, &identity),
+            (Request::Status {}, _) => self.status(),
+            (Request::Explain { path, subject }, _) => self.explain(&path, subject),
+            (Request::Reload {}, _) => self.reload(),
+            (Request::Unmount {}, _) => self.unmount(),
+            (Request::Doctor {}, _) => self.doctor(),
+            (Request::Audit(query), _) => self.audit(query),
+            (Request::Put { .. } | Request::Restore { .. } | Request::Rekey { .. }, _) => {
+                Err(Failure::usage("the request came without what belongs to it"))
+            }
+        }
+    }
+
+    fn reload(&self) -> Result<Answer, Failure> {
+        let mandate = self.mandate(None, "reload", None)?;
+        let daemon = self.daemon()?;
+        match daemon.reload() {
+            Ok(notes) => {
+                settle(mandate, Outcome::Allowed, None)?;
+                answer(&notes)
+            }
+            Err(error) => {
+                settle(mandate, Outcome::Error, None)?;
+                Err(Failure::usage(error))
+            }
+        }
+    }
+
+    fn unmount(&self) -> Result<Answer, Failure> {
+        let mandate = self.mandate(None, "unmount", None)?;
+        let daemon = self.daemon()?;
+        settle(mandate, Outcome::Allowed, None)?;
+        daemon.stop();
+        answer(&())
+    }
+
+    fn daemon(&self) -> Result<&dyn Daemon, Failure> {
+        self.parts
+            .daemon
+            .as_deref()
+            .ok_or_else(|| Failure::failed("no daemon serves this config: start it with `secretfs mount`"))
+    }
+
+    /// Leave to change a service's secrets or to steer. A no is audited by who says it.
+    fn mandate(
+        &self,
+        service: Option<&Name>,
+        action: &'static str,
+        subject: Option<&SecretPath>,
+    ) -> Result<Mandate, Failure> {
+        let what = subject.map(|path| Arc::from(path.to_string()));
+        self.parts
+            .tree
+            .access()
+            .manage(self.caller.clone(), service, action, what)
+            .map_err(|denied| self.denied(&denied, "a `manage` rule"))
+    }
+
+    fn denied(&self, denied: &Denied, mend: &str) -> Failure {
+        let mend = match denied {
+            Denied::Policy(_) => format!("{mend} in the config must name uid {}", self.caller.uid),
+            Denied::Caller(_) => "ask from where the daemon can see you".to_owned(),
+            Denied::Audit(_) => "see `secretfs doctor`".to_owned(),
+        };
+        Failure::new(Kind::Denied, format!("denied: {denied}: {mend}"))
+    }
+
+    /// Tells of progress; a listener that is busy misses a step.
+    fn progress(&self, done: usize, total: Option<usize>) {
+        let number = |count| u64::try_from(count).unwrap_or(u64::MAX);
+        let progress = Event::Progress {
+            done: number(done),
+            total: total.map_or(0, number),
+        };
+        let _ = self.events.try_send(progress);
+    }
+
+    /// The store of this name, or the only one.
+    fn store(&self, name: Option<&Name>) -> Result<(&Name, &Store), Failure> {
+        let stores = &self.parts.stores;
+        match (name, stores.len()) {
+            (Some(name), _) => stores
+                .get_key_value(name)
+                .ok_or_else(|| Failure::usage("--backend: no store of this name is in the config")),
+            (None, 1) => stores.first_key_value().ok_or_else(no_store),
+            (None, 0) => Err(no_store()),
+            (None, _) => {
+                let names: Vec<&str> = stores.keys().map(Name::as_str).collect();
+                Err(Failure::usage(format!(
+                    "the config has several stores: add --backend with one of {}",
+                    names.join(", ")
+                )))
+            }
+        }
+    }
+
+    /// Where a secret is written: what its binding names first, if that is a store.
+    fn place(&self, path: &SecretPath) -> Result<Place<'_>, Failure> {
+        let catalogue = self.parts.tree.catalogue();
+        let Some(reference) = catalogue
+            .binding(path)
+            .and_then(|binding| binding.references.first().cloned())
+        else {
+            return Err(Failure::usage(format!(
+                "{path}: the config has no place for it: give [services.{}] a `source`",
+                path.service
+            )));
+        };
+        let Some(store) = self.parts.stores.get(&reference.backend) else {
+            return Err(Failure::usage(format!(
+                "{path}: comes from {reference}, which secretfs only reads: change it there"
+            )));
+        };
+        if reference.field.is_some() || reference.version.is_some() {
+            return Err(Failure::usage(format!(
+                "{path}: is a part or a version of {reference}: change the whole record under a binding of its own"
+            )));
+        }
+        let place = reference.path.parse().map_err(|_| {
+            Failure::usage(format!(
+                "{path}: {reference} is no place in a store: its path must be SERVICE/NAME"
+            ))
+        })?;
+        Ok(Place {
+            store,
+            place,
+            reference,
+        })
+    }
+
+    /// Has every following open see what changed.
+    fn changed(&self, reference: &Reference) {
+        self.runtime.block_on(self.parts.tree.changed(reference));
+    }
+}
+
+/// A secret's place in a store.
+struct Place<'a> {
+    store: &'a Store,
+    place: SecretPath,
+    reference: Reference,
+}
+
+fn no_store() -> Failure {
+    Failure::usage("the config has no backend of type \"store\"")
+}
+
+fn answer(json: &impl serde::Serialize) -> Result<Answer, Failure> {
+    Ok(Answer {
+        json: serde_json::to_value(json).map_err(|error| Failure::failed(error.to_string()))?,
+        value: None,
+    })
+}
+
+fn settle(mandate: Mandate, outcome: Outcome, version: Option<Version>) -> Result<(), Failure> {
+    mandate.settle(outcome, version).map_err(unwritten)
+}
+
+fn unwritten(error: AuditError) -> Failure {
+    Failure::failed(format!("done, but not written down: {error}"))
+}
+
+/// Writes down that a change failed, and says why.
+fn failed(mandate: Mandate, error: &StoreError) -> Failure {
+    let failure = store_failure(error);
+    let outcome = match failure.kind {
+        Kind::Absent => Outcome::Absent,
+        Kind::Denied => Outcome::Refused,
+        Kind::Unavailable => Outcome::Unreachable,
+        Kind::Failed | Kind::Usage => Outcome::Error,
+    };
+    match mandate.settle(outcome, None) {
+        Ok(()) => failure,
+        Err(unwritten) => Failure::new(failure.kind, format!("{failure}; {unwritten}")),
+    }
+}
+
+fn store_failure(error: &StoreError) -> Failure {
+    let kind = match error {
+        StoreError::Absent(_) => Kind::Absent,
+        StoreError::Missing(_) | StoreError::Damaged { .. } | StoreError::Io { .. } => {
+            Kind::Unavailable
+        }
+        _ => Kind::Failed,
+    };
+    Failure::new(kind, error.to_string())
+}
+
+fn backend_failure(path: &SecretPath, error: &BackendError) -> Failure {
+    let kind = match error {
+        BackendError::Absent(_) => {
+            return Failure::new(Kind::Absent, error.to_string());
+        }
+        BackendError::Refused(_) => Kind::Denied,
+        BackendError::Unreachable(_) | BackendError::Timeout(_) => Kind::Unavailable,
+        BackendError::Unusable(_) => Kind::Failed,
+    };
+    Failure::new(kind, format!("{path}: {error}: see `secretfs doctor`"))
+}

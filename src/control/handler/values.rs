@@ -1,0 +1,317 @@
+//! put, get, ls, history, rm, rollback.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::{Job, Place, answer, backend_failure, failed, settle, store_failure, unwritten};
+use crate::access::Permit;
+use crate::audit::Outcome;
+use crate::backend::{self, BackendError, Fetched, Reference, Version};
+use crate::control::answers::{Kept, Listed, Removed, Touched};
+use crate::control::{Answer, Failure, Kind};
+use crate::fs::outcome;
+use crate::secret::{Name, SecretBytes, SecretPath};
+
+/// How long a backend may take for a version that is not the newest.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Job<'_> {
+    pub(super) fn put(&self, path: &SecretPath, value: &SecretBytes) -> Result<Answer, Failure> {
+        self.change(path, "put", |place| {
+            place.store.put(&place.place, value, None)
+        })
+    }
+
+    pub(super) fn roll_back(&self, path: &SecretPath, to: &Version) -> Result<Answer, Failure> {
+        self.change(path, "rollback", |place| {
+            place.store.rollback(&place.place, to)
+        })
+    }
+
+    fn change(
+        &self,
+        path: &SecretPath,
+        action: &'static str,
+        act: impl FnOnce(&Place<'_>) -> Result<Version, backend::store::StoreError>,
+    ) -> Result<Answer, Failure> {
+        let mandate = self.mandate(Some(&path.service), action, Some(path))?;
+        let place = match self.place(path) {
+            Ok(place) => place,
+            Err(failure) => {
+                settle(mandate, Outcome::Error, None)?;
+                return Err(failure);
+            }
+        };
+        match act(&place) {
+            Ok(version) => {
+                self.changed(&place.reference);
+                settle(mandate, Outcome::Allowed, Some(version.clone()))?;
+                answer(&Touched {
+                    path: path.clone(),
+                    version,
+                    stale: false,
+                })
+            }
+            Err(error) => {
+                // What failed late may have changed something all the same.
+                self.changed(&place.reference);
+                Err(failed(mandate, &error))
+            }
+        }
+    }
+
+    pub(super) fn remove(
+        &self,
+        path: &SecretPath,
+        version: Option<Version>,
+    ) -> Result<Answer, Failure> {
+        let mandate = self.mandate(Some(&path.service), "rm", Some(path))?;
+        let place = match self.place(path) {
+            Ok(place) => place,
+            Err(failure) => {
+                settle(mandate, Outcome::Error, None)?;
+                return Err(failure);
+            }
+        };
+        let removed = place.store.remove(&place.place, version.as_ref());
+        self.changed(&place.reference);
+        match removed {
+            Ok(()) => {
+                settle(mandate, Outcome::Allowed, version.clone())?;
+                answer(&Removed {
+                    path: path.clone(),
+                    version,
+                })
+            }
+            Err(error) => Err(failed(mandate, &error)),
+        }
+    }
+
+    pub(super) fn get(
+        &self,
+        path: &SecretPath,
+        version: Option<Version>,
+    ) -> Result<Answer, Failure> {
+        let permit = self
+            .parts
+            .tree
+            .access()
+            .open(self.caller.clone(), path, "get")
+            .map_err(|denied| {
+                let rule = format!("an `allow` rule of [services.{}]", path.service);
+                self.denied(&denied, &rule)
+            })?;
+        let given = match version {
+            None => self.newest(&permit),
+            Some(version) => self.exactly(path, &version),
+        };
+        match given {
+            Ok((touched, value)) => {
+                let outcome = if touched.stale {
+                    Outcome::Stale
+                } else {
+                    Outcome::Allowed
+                };
+                permit
+                    .settle_now(outcome, Some(touched.version.clone()))
+                    .map_err(|error| Failure::failed(format!("not given: {error}")))?;
+                let mut answer = answer(&touched)?;
+                answer.value = Some(value);
+                Ok(answer)
+            }
+            Err(error) => {
+                permit
+                    .settle_now(outcome(&error), None)
+                    .map_err(unwritten)?;
+                Err(backend_failure(path, &error))
+            }
+        }
+    }
+
+    fn newest(&self, permit: &Permit) -> Result<(Touched, SecretBytes), BackendError> {
+        let served = self
+            .runtime
+            .block_on(self.parts.tree.fetch(permit).wait())?;
+        let touched = Touched {
+            path: permit.path().clone(),
+            version: served.generation.version.clone(),
+            stale: served.stale,
+        };
+        Ok((touched, copy(&served.generation.value)))
+    }
+
+    /// A version that is not the one that is shown, and so is never cached.
+    fn exactly(
+        &self,
+        path: &SecretPath,
+        version: &Version,
+    ) -> Result<(Touched, SecretBytes), BackendError> {
+        let binding = self.parts.tree.catalogue().binding(path);
+        let references = binding.map(|binding| binding.references.clone());
+        let mut absent = BackendError::Absent(format!("{path}: see `secretfs ls`"));
+        for reference in references.unwrap_or_default() {
+            let reference = Reference {
+                version: Some(version.clone()),
+                ..reference
+            };
+            match self.read(&reference) {
+                Ok(fetched) => {
+                    let value = match &reference.field {
+                        Some(field) => backend::field(&fetched.value, field)?,
+                        None => fetched.value,
+                    };
+                    let touched = Touched {
+                        path: path.clone(),
+                        version: fetched.version,
+                        stale: false,
+                    };
+                    return Ok((touched, value));
+                }
+                Err(error @ BackendError::Absent(_)) => absent = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(absent)
+    }
+
+    fn read(&self, reference: &Reference) -> Result<Fetched, BackendError> {
+        let backend = self.parts.cache.backends().get(&reference.backend);
+        let backend = backend.ok_or_else(|| BackendError::Absent(reference.to_string()))?;
+        let reading = async { timeout(PATIENCE, backend.read(reference)).await };
+        self.runtime
+            .block_on(reading)
+            .unwrap_or_else(|_| Err(BackendError::Timeout(format!("{PATIENCE:?}"))))
+    }
+
+    pub(super) fn list(&self, service: Option<&Name>) -> Result<Answer, Failure> {
+        let known = self.services()?;
+        let services = match service {
+            None => known,
+            Some(service) if known.contains(service) => vec![service.clone()],
+            Some(service) => {
+                return Err(Failure::new(
+                    Kind::Absent,
+                    format!("no such service: {service}: see `secretfs ls`"),
+                ));
+            }
+        };
+        let mut listed = Vec::new();
+        for each in services {
+            if self.may_see(&each) {
+                listed.extend(self.names(&each)?.into_iter().map(|path| self.listed(path)));
+            } else if service.is_some() {
+                return Err(Failure::new(
+                    Kind::Denied,
+                    format!(
+                        "denied: no rule allows you anything in {each}: an `allow` or `manage` rule must name uid {}",
+                        self.caller.uid
+                    ),
+                ));
+            }
+        }
+        answer(&listed)
+    }
+
+    fn may_see(&self, service: &Name) -> bool {
+        let access = self.parts.tree.access();
+        access.may_list(self.caller.clone(), service)
+            || access.may_manage(self.caller.clone(), Some(service))
+    }
+
+    fn services(&self) -> Result<Vec<Name>, Failure> {
+        let catalogue = self.parts.tree.catalogue();
+        let mut services: Vec<Name> = catalogue.services().cloned().collect();
+        if let Some(backend) = catalogue.defaults() {
+            let folders = self.parts.cache.folders(backend).wait();
+            let folders = self.runtime.block_on(folders).map_err(unlisted)?;
+            services.extend(folders.iter().cloned());
+        }
+        services.sort_unstable();
+        services.dedup();
+        Ok(services)
+    }
+
+    fn names(&self, service: &Name) -> Result<Vec<SecretPath>, Failure> {
+        let catalogue = self.parts.tree.catalogue();
+        let mut names = catalogue.bound_names(service);
+        if let Some(folder) = catalogue.folder(service) {
+            let listing = self.parts.cache.names(&folder.backend, &folder.folder);
+            match self.runtime.block_on(listing.wait()) {
+                Ok(listing) => names.extend(listing.iter().cloned()),
+                Err(BackendError::Absent(_)) => {}
+                Err(error) => return Err(unlisted(error)),
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        let path = |name| SecretPath {
+            service: service.clone(),
+            name,
+        };
+        Ok(names.into_iter().map(path).collect())
+    }
+
+    fn listed(&self, path: SecretPath) -> Listed {
+        let newest = self.place(&path).ok().and_then(|place| {
+            let history = place.store.history(&place.place).ok()?;
+            history.into_iter().next()
+        });
+        Listed {
+            path,
+            version: newest.as_ref().map(|newest| newest.version.clone()),
+            modified: newest.as_ref().map(|newest| newest.created),
+            size: newest.map(|newest| newest.size),
+        }
+    }
+
+    pub(super) fn history(&self, path: &SecretPath) -> Result<Answer, Failure> {
+        let access = self.parts.tree.access();
+        // Who may read it may see its versions, and so may who changes it.
+        let permit = access.peek(self.caller.clone(), path, "history");
+        let mandate = match permit {
+            Some(_) => None,
+            None => Some(self.mandate(Some(&path.service), "history", Some(path))?),
+        };
+        let found = self.place(path).and_then(|place| {
+            place
+                .store
+                .history(&place.place)
+                .map_err(|error| store_failure(&error))
+        });
+        let ended = match &found {
+            Ok(_) => Outcome::Allowed,
+            Err(failure) if failure.kind == Kind::Absent => Outcome::Absent,
+            Err(_) => Outcome::Error,
+        };
+        if let Some(permit) = permit {
+            permit.settle_now(ended, None).map_err(unwritten)?;
+        }
+        if let Some(mandate) = mandate {
+            settle(mandate, ended, None)?;
+        }
+        let kept: Vec<Kept> = found?
+            .into_iter()
+            .map(|version| Kept {
+                version: version.version,
+                created: version.created,
+                size: version.size,
+            })
+            .collect();
+        answer(&kept)
+    }
+}
+
+fn unlisted(error: BackendError) -> Failure {
+    let kind = match error {
+        BackendError::Absent(_) => Kind::Absent,
+        BackendError::Refused(_) => Kind::Denied,
+        BackendError::Unreachable(_) | BackendError::Timeout(_) => Kind::Unavailable,
+        BackendError::Unusable(_) => Kind::Failed,
+    };
+    Failure::new(kind, format!("cannot list: {error}: see `secretfs doctor`"))
+}
+
+fn copy(value: &SecretBytes) -> SecretBytes {
+    SecretBytes::new(value.expose().to_vec())
+}
