@@ -32,7 +32,7 @@ pub struct Access {
     authority: Authority,
     policy: ArcSwap<Policy>,
     lookup: Arc<dyn Lookup>,
-    audit: Arc<Audit>,
+    audit: Audit,
     full_detail: bool,
     clock: Clock,
 }
@@ -45,7 +45,7 @@ impl Access {
         authority: Authority,
         policy: Policy,
         lookup: Arc<dyn Lookup>,
-        audit: Arc<Audit>,
+        audit: Audit,
         full_detail: bool,
         clock: Clock,
     ) -> Self {
@@ -242,7 +242,7 @@ impl Access {
             None
         };
         Account {
-            audit: Arc::clone(&self.audit),
+            audit: self.audit.clone(),
             clock: self.clock.clone(),
             caller,
             comm,
@@ -263,7 +263,7 @@ impl Access {
     ) -> Denied {
         let comm = self.describe(&mut caller, true);
         let rule = RuleName::from(denied.to_string());
-        let (audit, clock) = (Arc::clone(&self.audit), self.clock.clone());
+        let (audit, clock) = (self.audit.clone(), self.clock.clone());
         let account = Account {
             audit,
             clock,
@@ -367,7 +367,7 @@ impl Drop for Mandate {
 /// What the audit log will say of an access, but for how it ended.
 #[derive(Debug)]
 struct Account {
-    audit: Arc<Audit>,
+    audit: Audit,
     clock: Clock,
     caller: Caller,
     comm: Option<String>,

@@ -11,6 +11,7 @@ pub mod config;
 pub mod control;
 pub mod fs;
 pub mod fuse;
+pub mod keeper;
 pub mod policy;
 pub mod secret;
 pub mod sys;

@@ -1,0 +1,343 @@
+//! The parent: mounts, holds the descriptors, starts the server again when it dies, unmounts at the end.
+//!
+//! It parses nothing but the config, has no network and no threads, and the server is its only lasting child. What it
+//! holds is the descriptor of `/dev/fuse`, the listening control socket, the lock, and memory that it never reads: the
+//! key of an identity that somebody had to open by hand.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
+
+use crate::backend::store::identity;
+use crate::clock::Clock;
+use crate::config::{BackendConfig, Config};
+use crate::control;
+use crate::sys::{SecretMemory, Uid};
+
+pub mod mountpoint;
+
+use mountpoint::{MountError, Mountpoint, pass_on};
+
+/// The daemon's lock, below the runtime folder. Who holds it may change what belongs to the config.
+pub const LOCK: &str = "lock";
+
+/// How long a command that holds the lock may keep us from starting.
+const LOCK_DEADLINE: Duration = Duration::from_secs(5);
+/// How long the server may take to drain before it is killed.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// The pause before the server is started again, doubled each time it dies young.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A server that lived this long did not die young.
+const GROWN_UP: Duration = Duration::from_secs(60);
+
+/// Why the daemon could not be started or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// Something about the mount.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// Another daemon, or a command, holds the lock.
+    #[error("{}: another daemon serves this config: see `secretfs status`, or end it with `secretfs unmount`", .0.display())]
+    Locked(PathBuf),
+    /// A file or folder of the daemon's.
+    #[error("{}: {why}", .path.display())]
+    File {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        why: io::Error,
+    },
+    /// The identity of a store.
+    #[error(transparent)]
+    Identity(#[from] identity::IdentityError),
+    /// The server could not be started.
+    #[error("the server could not be started: {0}")]
+    Start(io::Error),
+    /// The server ended before it was ready, and has said why.
+    #[error("the server did not become ready: the line above says why")]
+    NotReady(u8),
+    /// The kernel failed a call that does not fail.
+    #[error("the keeper: {0}")]
+    System(#[from] Errno),
+}
+
+impl KeeperError {
+    /// The exit code for it.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NotReady(code) => *code,
+            Self::Mount(_)
+            | Self::Locked(_)
+            | Self::File { .. }
+            | Self::Identity(_)
+            | Self::Start(_)
+            | Self::System(_) => 1,
+        }
+    }
+}
+
+/// Mounts and serves `config` in the foreground until it is told to stop. `ready` is called once, when the first
+/// reader can be served.
+///
+/// # Errors
+/// [`KeeperError`]
+pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), KeeperError> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGCHLD] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+
+    make_folder(&config.runtime, 0o755, None)?;
+    make_folder(&config.state, 0o700, config.user.as_ref().map(|user| user.uid))?;
+    let _lock = lock(&config.runtime, clock)?;
+    let mountpoint = Mountpoint::new(&config.mount, &config.file);
+    if mountpoint.heal()? {
+        tracing::info!(mount = %config.mount.display(), "took away the mount that an earlier daemon left behind");
+    }
+    let keeper = Keeper { config, clock, mountpoint, signals, control: listen(&config.runtime)?, keys: keys(config)? };
+    keeper.keep(ready)
+}
+
+/// Takes the lock of a config, waiting as long as a command may take.
+///
+/// # Errors
+/// [`KeeperError::Locked`], [`KeeperError::File`].
+pub fn lock(runtime: &Path, clock: &Clock) -> Result<Flock<File>, KeeperError> {
+    let path = runtime.join(LOCK);
+    let fails = |why: io::Error| KeeperError::File { path: path.clone(), why };
+    let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = open.map_err(fails)?;
+    let deadline = clock.now() + LOCK_DEADLINE;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((_, errno)) if errno != Errno::EWOULDBLOCK => return Err(fails(errno.into())),
+            Err(_) if clock.now() >= deadline => return Err(KeeperError::Locked(path)),
+            Err((back, _)) => file = back,
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+struct Keeper<'a> {
+    config: &'a Config,
+    clock: &'a Clock,
+    mountpoint: Mountpoint,
+    signals: SignalFd,
+    control: UnixListener,
+    /// For each store the memory in which the server leaves the key of a sealed identity for its successor.
+    keys: Vec<(String, SecretMemory)>,
+}
+
+/// A server and the mount that it serves.
+struct Serving {
+    child: Child,
+    started: Instant,
+    /// The server says here that it is ready.
+    word: UnixStream,
+    /// Held so that a later server can take the mount over; for now its closing lets waiters go.
+    device: OwnedFd,
+}
+
+/// What ends the wait for a server.
+enum Happened {
+    Ready,
+    Died(ExitStatus),
+    Stop,
+}
+
+impl Keeper<'_> {
+    fn keep(&self, ready: impl FnOnce()) -> Result<(), KeeperError> {
+        let mut serving = self.start()?;
+        let mut ready = Some(ready);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.wait(&mut serving)? {
+                Happened::Ready => {
+                    if let Some(ready) = ready.take() {
+                        ready();
+                    }
+                }
+                Happened::Stop => return self.stop(serving),
+                // The server was told to end, by `secretfs unmount`.
+                Happened::Died(status) if status.success() => return self.stop(serving),
+                Happened::Died(status) if ready.is_some() => {
+                    self.clear(serving);
+                    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+                    return Err(KeeperError::NotReady(code));
+                }
+                Happened::Died(status) => {
+                    let young = self.clock.now().duration_since(serving.started) < GROWN_UP;
+                    pause = if young { (pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
+                    tracing::error!(signal = status.signal(), code = status.code(), "the server died; starting it again");
+                    self.clear(serving);
+                    std::thread::sleep(pause);
+                    serving = self.start()?;
+                }
+            }
+        }
+    }
+
+    /// Mounts afresh and starts a server on it.
+    fn start(&self) -> Result<Serving, KeeperError> {
+        let device = self.mountpoint.mount()?;
+        let serving = self.start_server(device);
+        if serving.is_err() {
+            let _ = self.mountpoint.detach();
+        }
+        serving
+    }
+
+    fn start_server(&self, device: OwnedFd) -> Result<Serving, KeeperError> {
+        let (word, theirs) = UnixStream::pair().map_err(KeeperError::Start)?;
+        word.set_nonblocking(true).map_err(KeeperError::Start)?;
+        // By the running file itself: its path may lead to a newer version meanwhile.
+        let mut command = Command::new("/proc/self/exe");
+        command.arg("--config").arg(&self.config.file).arg("serve");
+        let mut passed = Vec::new();
+        let mut pass = |command: &mut Command, option: &str, name: &str, descriptor: &OwnedFd| -> io::Result<()> {
+            let copy = pass_on(descriptor)?;
+            command.arg(option).arg(format!("{name}{}", copy.as_raw_fd()));
+            passed.push(copy);
+            Ok(())
+        };
+        pass(&mut command, "--device", "", &device).map_err(KeeperError::Start)?;
+        pass(&mut command, "--word", "", &theirs.into()).map_err(KeeperError::Start)?;
+        let control = self.control.try_clone().map_err(KeeperError::Start)?;
+        pass(&mut command, "--control", "", &control.into()).map_err(KeeperError::Start)?;
+        for (name, path) in stores(self.config) {
+            // Opened anew each time, because `rekey` replaces the file; unread, because that is the server's business.
+            let path = identity::locate(path)?;
+            let file = identity::open(&path)?;
+            pass(&mut command, "--identity", &format!("{name}="), &file.into()).map_err(KeeperError::Start)?;
+        }
+        for (name, memory) in &self.keys {
+            pass(&mut command, "--key", &format!("{name}="), memory.descriptor()).map_err(KeeperError::Start)?;
+        }
+        let child = command.spawn().map_err(KeeperError::Start)?;
+        Ok(Serving { child, started: self.clock.now(), word, device })
+    }
+
+    /// Waits until the server is ready or dead, or somebody wants an end.
+    fn wait(&self, serving: &mut Serving) -> Result<Happened, KeeperError> {
+        loop {
+            let mut sources = [
+                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(serving.word.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut sources, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            while let Some(signal) = self.signals.read_signal()? {
+                match i32::try_from(signal.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok()) {
+                    Some(Signal::SIGINT | Signal::SIGTERM | Signal::SIGQUIT) => return Ok(Happened::Stop),
+                    Some(Signal::SIGHUP) => kill(pid(&serving.child), Signal::SIGHUP)?,
+                    Some(_) | None => {}
+                }
+            }
+            if let Some(status) = serving.child.try_wait().map_err(KeeperError::Start)? {
+                return Ok(Happened::Died(status));
+            }
+            let mut byte = [0_u8; 1];
+            match serving.word.read(&mut byte) {
+                Ok(1..) => return Ok(Happened::Ready),
+                // The server's end is closed: it is dying, and SIGCHLD follows.
+                Ok(0) => std::thread::sleep(Duration::from_millis(1)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(KeeperError::Start(error)),
+            }
+        }
+    }
+
+    /// The end: nobody can come any more, then the server drains, then whoever still waits is let go.
+    fn stop(&self, mut serving: Serving) -> Result<(), KeeperError> {
+        let detached = self.mountpoint.detach();
+        let server = pid(&serving.child);
+        let _ = kill(server, Signal::SIGTERM);
+        let deadline = self.clock.now() + STOP_DEADLINE;
+        while matches!(serving.child.try_wait(), Ok(None)) {
+            if self.clock.now() >= deadline {
+                tracing::warn!("the server did not end in time and is killed");
+                let _ = kill(server, Signal::SIGKILL);
+                let _ = serving.child.wait();
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(serving.device);
+        let _ = fs::remove_file(self.config.runtime.join(control::SOCKET));
+        detached.map_err(|why| MountError::Stays { path: self.config.mount.clone(), why }.into())
+    }
+
+    /// After a server's death: waiters fail at once, and the place is free for a fresh mount.
+    fn clear(&self, serving: Serving) {
+        drop(serving.device);
+        if let Err(error) = self.mountpoint.detach() {
+            tracing::warn!(%error, mount = %self.config.mount.display(), "the dead mount would not go");
+        }
+    }
+}
+
+fn pid(child: &Child) -> Pid {
+    // The kernel's pids are positive and fit.
+    Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX))
+}
+
+fn stores(config: &Config) -> impl Iterator<Item = (String, Option<&Path>)> {
+    config.backends.iter().map(|(name, backend)| match backend {
+        BackendConfig::Store(store) => (name.to_string(), store.identity.as_deref()),
+    })
+}
+
+fn keys(config: &Config) -> Result<Vec<(String, SecretMemory)>, KeeperError> {
+    stores(config).map(|(name, _)| Ok((name, SecretMemory::new().map_err(KeeperError::Start)?))).collect()
+}
+
+/// Binds the control socket. Everyone may connect: who may do what is asked of the kernel's word on the peer.
+fn listen(runtime: &Path) -> Result<UnixListener, KeeperError> {
+    let path = runtime.join(control::SOCKET);
+    let fails = |why: io::Error| KeeperError::File { path: path.clone(), why };
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fails(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(&path).map_err(fails)?;
+    fs::set_permissions(&path, Permissions::from_mode(0o666)).map_err(fails)?;
+    Ok(listener)
+}
+
+/// Makes a folder that is not there, for `owner`.
+fn make_folder(path: &Path, mode: u32, owner: Option<Uid>) -> Result<(), KeeperError> {
+    let fails = |why: io::Error| KeeperError::File { path: path.to_owned(), why };
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(fails)?;
+    }
+    DirBuilder::new().mode(mode).create(path).map_err(fails)?;
+    if Uid::effective() == Uid::ROOT
+        && let Some(owner) = owner
+    {
+        std::os::unix::fs::chown(path, Some(owner.0), None).map_err(fails)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,285 @@
+//! The mount: made, found again when dead, and taken away.
+//!
+//! Root mounts with mount(2), everyone else through `fusermount3`. What users see is attached read-only where we may do
+//! that; the file system itself refuses every change in any case.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::mount::{MntFlags, MsFlags};
+use nix::sys::socket::{self, AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType};
+
+use crate::sys::{self, Gid, Uid};
+
+/// The type that mountinfo and `mount` show.
+pub const TYPE: &str = "fuse.secretfs";
+
+/// Where what is mounted should be.
+#[derive(Debug, Clone)]
+pub struct Mountpoint {
+    path: PathBuf,
+    /// What mountinfo shows as the source: the config, which tells our mounts from another daemon's.
+    source: PathBuf,
+}
+
+/// A mount of ours that is listed in mountinfo.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The config that it was made for.
+    pub source: PathBuf,
+    /// The number of its FUSE connection.
+    pub connection: u64,
+}
+
+/// Why something about a mount failed.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The mountpoint is not there, or not a folder.
+    #[error("mountpoint {}: {why}: mkdir -p {}, or name another folder as `mount` in the config", .path.display(), .path.display())]
+    NoFolder {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The reason.
+        why: String,
+    },
+    /// No FUSE on this machine.
+    #[error("/dev/fuse: {0}: load the module (modprobe fuse) or, in a container, pass the device in (--device /dev/fuse)")]
+    NoDevice(io::Error),
+    /// mount(2) says no.
+    #[error("mountpoint {}: mount: {why}: mounting as root needs CAP_SYS_ADMIN", .path.display())]
+    Refused {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The reason.
+        why: io::Error,
+    },
+    /// No fusermount3.
+    #[error("fusermount3: {0}: install fuse3 (apt install fuse3), or start as root")]
+    NoHelper(io::Error),
+    /// fusermount3 says no; it has said why on stderr.
+    #[error("mountpoint {}: fusermount3 refused: the line above says why", .0.display())]
+    HelperRefused(PathBuf),
+    /// The mountpoint belongs to another daemon.
+    #[error("mountpoint {} holds a mount of {}: unmount it (secretfs --config {} unmount), or name another folder as `mount`", .path.display(), .source_config.display(), .source_config.display())]
+    Taken {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The config of the mount that is there.
+        source_config: PathBuf,
+    },
+    /// It would not go.
+    #[error("mountpoint {}: unmount: {why}", .path.display())]
+    Stays {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The reason.
+        why: io::Error,
+    },
+}
+
+impl Mountpoint {
+    /// The mountpoint of the config at `source`.
+    #[must_use]
+    pub fn new(path: &Path, source: &Path) -> Self {
+        Self { path: path.to_owned(), source: source.to_owned() }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Mounts, and returns the descriptor that serves it. Until someone serves it, who uses it waits; when the last
+    /// copy of the descriptor is closed, who waits fails at once.
+    ///
+    /// # Errors
+    /// [`MountError`]
+    pub fn mount(&self) -> Result<OwnedFd, MountError> {
+        let no_folder = |why: String| MountError::NoFolder { path: self.path.clone(), why };
+        match fs::metadata(&self.path) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => return Err(no_folder("not a folder".to_owned())),
+            Err(error) => return Err(no_folder(error.to_string())),
+        }
+        if Uid::effective() == Uid::ROOT { self.mount_as_root() } else { self.mount_as_user() }
+    }
+
+    fn mount_as_root(&self) -> Result<OwnedFd, MountError> {
+        let device = File::options().read(true).write(true).open("/dev/fuse").map_err(MountError::NoDevice)?;
+        let refused = |why: nix::Error| MountError::Refused { path: self.path.clone(), why: why.into() };
+        let (number, uid, gid) = (device.as_raw_fd(), Uid::effective(), Gid::effective());
+        let options = format!("fd={number},rootmode=40000,user_id={uid},group_id={gid},allow_other");
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        nix::mount::mount(Some(&self.source), &self.path, Some(TYPE), flags, Some(options.as_str())).map_err(refused)?;
+        // Read-only as a mount, not as a file system: a later rotation renames through a mount of its own.
+        let flags = flags | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        let attached = nix::mount::mount(None::<&str>, &self.path, None::<&str>, flags, None::<&str>);
+        if let Err(error) = attached {
+            let _ = self.detach();
+            return Err(refused(error));
+        }
+        Ok(device.into())
+    }
+
+    fn mount_as_user(&self) -> Result<OwnedFd, MountError> {
+        let pair = socket::socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC);
+        let (ours, theirs) = pair.map_err(|error| MountError::NoHelper(error.into()))?;
+        let passed = theirs.try_clone().and_then(|theirs| pass_on(&theirs)).map_err(MountError::NoHelper)?;
+        let mut options = OsString::from("nosuid,nodev,noexec,subtype=secretfs,fsname=");
+        options.push(escaped(self.source.as_os_str()));
+        if others_allowed() {
+            options.push(",allow_other");
+        } else {
+            tracing::warn!("only you can read below {}: add user_allow_other to /etc/fuse.conf to let others in", self.path.display());
+        }
+        let mut helper = Command::new("fusermount3");
+        helper.arg("-o").arg(options).arg("--").arg(&self.path).env("_FUSE_COMMFD", passed.as_raw_fd().to_string());
+        let mut helper = helper.stdin(Stdio::null()).spawn().map_err(MountError::NoHelper)?;
+        drop((theirs, passed));
+        // fusermount3 either sends the descriptor or exits, which closes its end.
+        let device = receive(&ours);
+        match (helper.wait(), device) {
+            (Ok(status), Some(device)) if status.success() => Ok(device),
+            (Ok(_) | Err(_), _) => Err(MountError::HelperRefused(self.path.clone())),
+        }
+    }
+
+    /// The mounts of secretfs at this place, the topmost last.
+    ///
+    /// # Errors
+    /// What reading mountinfo fails with.
+    pub fn listed(&self) -> io::Result<Vec<Listed>> {
+        let mountinfo = fs::read("/proc/self/mountinfo")?;
+        Ok(parse_mountinfo(&mountinfo, &self.path))
+    }
+
+    /// Takes away what an earlier daemon of the same config left here. The caller holds the config's lock, so that
+    /// there is no living one. Says whether there was something.
+    ///
+    /// # Errors
+    /// [`MountError::Taken`] if a mount of another config is in the way; [`MountError::Stays`].
+    pub fn heal(&self) -> Result<bool, MountError> {
+        let stays = |why| MountError::Stays { path: self.path.clone(), why };
+        let listed = self.listed().map_err(stays)?;
+        if let Some(foreign) = listed.iter().find(|mount| mount.source != self.source) {
+            return Err(MountError::Taken { path: self.path.clone(), source_config: foreign.source.clone() });
+        }
+        for mount in &listed {
+            // Who still waits for the dead daemon is let go; only root and the mount's owner may, so it may fail.
+            let _ = fs::write(format!("/sys/fs/fuse/connections/{}/abort", mount.connection), "1");
+            self.detach().map_err(stays)?;
+        }
+        Ok(!listed.is_empty())
+    }
+
+    /// Takes the mount out of the tree at once, whoever still has files open in it.
+    ///
+    /// # Errors
+    /// What the kernel or fusermount3 says.
+    pub fn detach(&self) -> io::Result<()> {
+        if Uid::effective() == Uid::ROOT {
+            return Ok(nix::mount::umount2(&self.path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?);
+        }
+        let helper = Command::new("fusermount3").args(["-u", "-z", "-q", "--"]).arg(&self.path).status()?;
+        if helper.success() { Ok(()) } else { Err(io::Error::other("fusermount3 -u refused")) }
+    }
+}
+
+/// A copy of a descriptor that a child inherits. The keeper has one thread, so only the child started next does.
+pub(super) fn pass_on(descriptor: &OwnedFd) -> io::Result<OwnedFd> {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    let copy = descriptor.try_clone()?;
+    fcntl(&copy, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(copy)
+}
+
+/// The descriptor that fusermount3 sends.
+fn receive(socket: &OwnedFd) -> Option<OwnedFd> {
+    let (mut byte, mut space) = ([0_u8; 1], nix::cmsg_space!([i32; 1]));
+    let mut buffers = [IoSliceMut::new(&mut byte)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = socket::recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), flags).ok()?;
+    let sent = message.cmsgs().ok()?.find_map(|message| match message {
+        ControlMessageOwned::ScmRights(sent) => sent.first().copied(),
+        _ => None,
+    });
+    sys::adopt(sent?).ok()
+}
+
+/// Whether fusermount3 lets a plain user's mount be read by others.
+#[must_use]
+pub fn others_allowed() -> bool {
+    fs::read_to_string("/etc/fuse.conf").is_ok_and(|conf| conf.lines().any(|line| line.trim() == "user_allow_other"))
+}
+
+/// fusermount3 splits its options at commas.
+fn escaped(text: &OsStr) -> OsString {
+    let bytes = text.as_bytes().iter().flat_map(|byte| match byte {
+        b',' | b'\\' => vec![b'\\', *byte],
+        byte => vec![*byte],
+    });
+    OsString::from_vec(bytes.collect())
+}
+
+fn parse_mountinfo(mountinfo: &[u8], mountpoint: &Path) -> Vec<Listed> {
+    let mount = |line: &[u8]| {
+        // 36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw
+        let mut fields = line.split(|byte| *byte == b' ');
+        let device = fields.nth(2)?;
+        let path = fields.nth(1)?;
+        let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+        if fields.next()? != TYPE.as_bytes() || unescaped(path) != mountpoint {
+            return None;
+        }
+        let source = unescaped(fields.next()?);
+        let minor = std::str::from_utf8(device).ok()?.split_once(':')?.1;
+        Some(Listed { source, connection: minor.parse().ok()? })
+    };
+    mountinfo.split(|byte| *byte == b'\n').filter_map(mount).collect()
+}
+
+/// Undoes mountinfo's octal escapes: `\040` is a blank.
+fn unescaped(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((byte, after)) = rest.split_first() {
+        let octal = match (byte, after.get(..3)) {
+            (b'\\', Some(digits)) => {
+                std::str::from_utf8(digits).ok().and_then(|digits| u8::from_str_radix(digits, 8).ok())
+            }
+            _ => None,
+        };
+        bytes.push(octal.unwrap_or(*byte));
+        rest = if octal.is_some() { after.get(3..).unwrap_or_default() } else { after };
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_names_our_mounts_and_no_others() {
+        let mountinfo = b"36 35 98:0 / / rw - ext4 /dev/root rw\n\
+            50 36 0:44 / /secrets ro,nosuid - fuse.secretfs /etc/secretfs/config.toml rw\n\
+            51 36 0:45 / /secrets rw shared:5 master:1 - fuse.sshfs host:/ rw\n\
+            52 36 0:46 / /my\\040secrets rw - fuse.secretfs /home/a\\134b/c.toml rw\n\
+            torn 52 line\n";
+        let at = |path: &str| parse_mountinfo(mountinfo, Path::new(path));
+        assert_eq!(at("/secrets"), [Listed { source: "/etc/secretfs/config.toml".into(), connection: 44 }]);
+        assert_eq!(at("/my secrets"), [Listed { source: "/home/a\\b/c.toml".into(), connection: 46 }]);
+        assert_eq!(at("/"), []);
+    }
+
+    #[test]
+    fn a_comma_in_the_config_path_is_no_mount_option() {
+        assert_eq!(escaped(OsStr::new("/a,b\\c")), OsStr::new("/a\\,b\\\\c"));
+    }
+}
