@@ -24,6 +24,31 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(600);
 /// Below this, nearly each line would rotate the audit log.
 const MIN_AUDIT_SIZE: u64 = 4096;
 
+/// The keys that each section may have. `config.example.toml` shows every one of them.
+mod keys {
+    pub(super) const TOP: &[&str] = &[
+        "mount", "runtime", "state", "user", "manage", "backends", "services", "defaults", "cache",
+        "audit",
+    ];
+    pub(super) const STORE: &[&str] = &["type", "path", "identity"];
+    pub(super) const IDENTITY: &[&str] = &["file"];
+    pub(super) const SERVICE: &[&str] = &["source", "allow", "manage", "secrets"];
+    pub(super) const SECRET: &[&str] = &[
+        "from",
+        "mode",
+        "owner",
+        "group",
+        "reads",
+        "description",
+        "stale",
+        "allow",
+    ];
+    pub(super) const RULE: &[&str] = &["uid", "gid", "unit", "container"];
+    pub(super) const DEFAULTS: &[&str] = &["source", "allow"];
+    pub(super) const CACHE: &[&str] = &["ttl", "stale", "timeout"];
+    pub(super) const AUDIT: &[&str] = &["path", "on_failure", "max_size", "keep", "detail"];
+}
+
 /// Reads the whole config from its text.
 pub(super) fn config(
     text: &str,
@@ -34,10 +59,7 @@ pub(super) fn config(
     let document = report.document()?;
     let top = Item::top(&report, &document);
     let config = top
-        .section(&[
-            "mount", "runtime", "state", "user", "manage", "backends", "services", "defaults",
-            "cache", "audit",
-        ])
+        .section(keys::TOP)
         .map(|top| Reader { accounts }.config(&top, file));
     report.finish(config)
 }
@@ -145,12 +167,12 @@ fn backend(item: &Item<'_>) -> Option<BackendConfig> {
         kind.fail("no such type of backend: known are \"store\"");
         return None;
     }
-    let section = item.section(&["type", "path", "identity"])?;
+    let section = item.section(keys::STORE)?;
     let path = section
         .need("path", "\"/var/lib/secretfs/store.age\"")
         .and_then(|item| path(&item));
     let identity = section.get("identity").map(|item| {
-        let file = item.section(&["file"])?;
+        let file = item.section(keys::IDENTITY)?;
         let file = file.need("file", "\"/etc/secretfs/identity.txt\"")?;
         self::path(&file)
     });
@@ -173,7 +195,7 @@ fn backend(item: &Item<'_>) -> Option<BackendConfig> {
 type Backends = BTreeMap<Name, Option<BackendConfig>>;
 
 fn service(item: &Item<'_>, backends: &Backends) -> ServiceConfig {
-    let Some(section) = item.section(&["source", "allow", "manage", "secrets"]) else {
+    let Some(section) = item.section(keys::SERVICE) else {
         return ServiceConfig::default();
     };
     let source = section.get("source");
@@ -227,16 +249,7 @@ fn secret(item: &Item<'_>, backends: &Backends) -> SecretConfig {
         secret.from = references(item, SECRET, backends);
         return secret;
     }
-    let Some(section) = item.section(&[
-        "from",
-        "mode",
-        "owner",
-        "group",
-        "reads",
-        "description",
-        "stale",
-        "allow",
-    ]) else {
+    let Some(section) = item.section(keys::SECRET) else {
         return secret;
     };
     if let Some(item) = section.get("from") {
@@ -327,7 +340,7 @@ fn no_backend(backends: &Backends) -> String {
 }
 
 fn defaults(item: &Item<'_>, backends: &Backends) -> Option<DefaultsConfig> {
-    let section = item.section(&["source", "allow"])?;
+    let section = item.section(keys::DEFAULTS)?;
     let allow = rules(&section, "allow").unwrap_or_default();
     let source = section.need("source", "\"BACKEND\", the name of a backend")?;
     let name = source.text("the name of a backend, as in \"local\"")?;
@@ -350,7 +363,7 @@ const DURATION: &str = "a duration, as in \"90s\", \"10m\" or \"0\"";
 
 fn cache(item: &Item<'_>) -> CacheConfig {
     let mut cache = CacheConfig::default();
-    let Some(section) = item.section(&["ttl", "stale", "timeout"]) else {
+    let Some(section) = item.section(keys::CACHE) else {
         return cache;
     };
     for (key, place) in [("ttl", &mut cache.ttl), ("stale", &mut cache.stale)] {
@@ -375,7 +388,7 @@ fn cache(item: &Item<'_>) -> CacheConfig {
 
 fn audit(item: &Item<'_>) -> AuditConfig {
     let mut audit = AuditConfig::default();
-    let Some(section) = item.section(&["path", "on_failure", "max_size", "keep", "detail"]) else {
+    let Some(section) = item.section(keys::AUDIT) else {
         return audit;
     };
     let target = |text: &str| match text {

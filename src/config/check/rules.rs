@@ -1,6 +1,6 @@
 //! Rules, and the users and groups in them.
 
-use crate::config::check::value;
+use crate::config::check::{keys, value};
 use crate::config::file::{Item, Section};
 use crate::config::values::{self, ValueError};
 use crate::config::{IdSpec, RuleSpec};
@@ -14,7 +14,7 @@ pub(super) fn rules(section: &Section<'_>, key: &'static str) -> Option<Vec<Rule
 }
 
 fn rule(item: &Item<'_>) -> Option<RuleSpec> {
-    let section = item.section(&["uid", "gid", "unit", "container"])?;
+    let section = item.section(keys::RULE)?;
     let checked = |key, example, check: fn(&str) -> Result<(), ValueError>| {
         value(&section, key, example, |text| {
             check(text).map(|()| text.to_owned())

@@ -100,6 +100,56 @@ detail = "full"
     );
 }
 
+#[test]
+fn the_example_is_a_config_and_shows_every_key() {
+    let text = include_str!("../../../config.example.toml");
+    let config = parse(text).unwrap();
+    // What it calls a default is one.
+    assert_eq!(config.cache, CacheConfig::default());
+    let defaults = AuditConfig::default();
+    assert_eq!(
+        config.audit,
+        AuditConfig {
+            full_detail: true,
+            ..defaults
+        }
+    );
+    let bare = parse("").unwrap();
+    assert_eq!(
+        (config.mount, config.runtime, config.state),
+        (bare.mount, bare.runtime, bare.state)
+    );
+
+    let document: toml::Table = text.parse().unwrap();
+    let at = |path: &str| {
+        let mut value = toml::Value::Table(document.clone());
+        for part in path.split('.').filter(|part| !part.is_empty()) {
+            value = value.get(part).unwrap().clone();
+        }
+        value
+    };
+    for (path, keys) in [
+        ("", keys::TOP),
+        ("backends.local", keys::STORE),
+        ("backends.local.identity", keys::IDENTITY),
+        ("services.billing", keys::SERVICE),
+        ("services.billing.secrets.tls-key", keys::SECRET),
+        ("defaults", keys::DEFAULTS),
+        ("cache", keys::CACHE),
+        ("audit", keys::AUDIT),
+    ] {
+        let section = at(path);
+        for key in keys {
+            assert!(section.get(key).is_some(), "{path}.{key}");
+        }
+    }
+    let rules = at("services.billing.allow");
+    let rules = rules.as_array().unwrap();
+    for key in keys::RULE {
+        assert!(rules.iter().any(|rule| rule.get(key).is_some()), "{key}");
+    }
+}
+
 /// What stands after the store, and what the error must say: line, key and mend.
 const WRONG: &[(&str, &str)] = &[
     (
