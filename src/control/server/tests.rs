@@ -258,7 +258,10 @@ async fn streams_go_both_ways() {
     let mut client = client(&daemon.socket).await;
     let copy = vec![9; 300_001];
     let upload = Upload::Stream(Box::new(io::Cursor::new(copy)));
-    let restore = Request::Restore { backend: None, replace: false };
+    let restore = Request::Restore {
+        backend: None,
+        replace: false,
+    };
     let answer = client.call(&restore, upload, &mut ignore).await.unwrap();
     assert_eq!(answer.json["count"], 300_001);
 
