@@ -78,8 +78,7 @@ impl Writer {
         };
         writer.open_sink()?;
         // A full disk is no reason not to start: what follows is denied until it is written.
-        let begun = writer.write();
-        writer.report(&begun);
+        let _ = writer.write();
         writer.shared.last.store(writer.head.seq, Ordering::Relaxed);
         Ok(writer)
     }
@@ -102,7 +101,6 @@ impl Writer {
                 swept = now;
             }
             let result = self.write();
-            self.report(&result);
             if closing {
                 return result;
             }
@@ -143,7 +141,7 @@ impl Writer {
         }
     }
 
-    /// Writes all that waits. On an error it waits on, except for commands, which are told.
+    /// Writes all that waits, and reports how it went. On an error it waits on, except for commands, which are told.
     fn write(&mut self) -> Result<(), AuditError> {
         let mut acknowledged = Vec::new();
         let result = self.try_write(&mut acknowledged);
@@ -156,6 +154,8 @@ impl Writer {
                 !command
             });
         }
+        // First of all, so that who learns of a failure finds it everywhere.
+        self.report(&result);
         for done in acknowledged {
             let _ = done.try_send(result.clone());
         }
