@@ -18,6 +18,7 @@ use secretfs::secret::{Name, SecretBytes};
 use tokio::sync::oneshot;
 
 /// How it answers.
+#[allow(dead_code, reason = "each test uses its part")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Weather {
     /// As it should.
