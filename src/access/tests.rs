@@ -1,3 +1,5 @@
+//! Who is let in, on what evidence, and that it is written down.
+
 use std::collections::HashMap;
 use std::time::Duration;
 

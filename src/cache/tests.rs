@@ -1,3 +1,5 @@
+//! Each rule of the cache, with backends that fail as told.
+
 use std::time::Duration;
 
 use futures_util::future::join_all;
