@@ -2,4 +2,5 @@
 
 pub mod args;
 pub mod input;
+pub mod serve;
 pub mod output;

@@ -34,6 +34,11 @@ use mountpoint::{MountError, Mountpoint, pass_on};
 /// The daemon's lock, below the runtime folder. Who holds it may change what belongs to the config.
 pub const LOCK: &str = "lock";
 
+/// What the server says when it can serve.
+pub const READY: [u8; 1] = *b"r";
+/// What the server says when it was asked to end, by `secretfs unmount`.
+pub const END: [u8; 1] = *b"e";
+
 /// How long a command that holds the lock may keep us from starting.
 const LOCK_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the server may take to drain before it is killed.
@@ -150,7 +155,7 @@ struct Keeper<'a> {
 struct Serving {
     child: Child,
     started: Instant,
-    /// The server says here that it is ready.
+    /// The server says [`READY`] and [`END`] here.
     word: UnixStream,
     /// Held so that a later server can take the mount over; for now its closing lets waiters go.
     device: OwnedFd,
@@ -176,8 +181,6 @@ impl Keeper<'_> {
                     }
                 }
                 Happened::Stop => return self.stop(serving),
-                // The server was told to end, by `secretfs unmount`.
-                Happened::Died(status) if status.success() => return self.stop(serving),
                 Happened::Died(status) if ready.is_some() => {
                     self.clear(serving);
                     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
@@ -211,6 +214,9 @@ impl Keeper<'_> {
         // By the running file itself: its path may lead to a newer version meanwhile.
         let mut command = Command::new("/proc/self/exe");
         command.arg("--config").arg(&self.config.file).arg("serve");
+        if let Some(user) = &self.config.user {
+            command.arg("--user").arg(format!("{}:{}:{}", user.uid, user.gid, user.name));
+        }
         let mut passed = Vec::new();
         let mut pass = |command: &mut Command, option: &str, name: &str, descriptor: &OwnedFd| -> io::Result<()> {
             let copy = pass_on(descriptor)?;
@@ -258,9 +264,12 @@ impl Keeper<'_> {
             }
             let mut byte = [0_u8; 1];
             match serving.word.read(&mut byte) {
-                Ok(1..) => return Ok(Happened::Ready),
-                // The server's end is closed: it is dying, and SIGCHLD follows.
-                Ok(0) => std::thread::sleep(Duration::from_millis(1)),
+                Ok(0) => {
+                    // Its end is closed, so it is dying, and SIGCHLD follows.
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Ok(_) if byte == READY => return Ok(Happened::Ready),
+                Ok(_) => return Ok(Happened::Stop),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(KeeperError::Start(error)),
             }

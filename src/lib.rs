@@ -13,5 +13,6 @@ pub mod fs;
 pub mod fuse;
 pub mod keeper;
 pub mod policy;
+pub mod run;
 pub mod secret;
 pub mod sys;

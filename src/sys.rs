@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code, reason = "this is the module that holds all of it")]
 
+use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::{fmt, io};
@@ -114,46 +115,52 @@ pub fn adopt(number: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Becomes another user for good, with its own groups only.
+/// Gives up every privilege for good: becomes `user`, if there is one, with its own groups only, drops every capability
+/// from every set, and has execve give none back.
 ///
 /// # Errors
 /// What the kernel says; the process must then end.
-pub fn become_user(name: &str, uid: Uid, gid: Gid) -> io::Result<()> {
-    use nix::unistd;
-    let (uid, gid) = (unistd::Uid::from_raw(uid.0), unistd::Gid::from_raw(gid.0));
-    let name = std::ffi::CString::new(name).map_err(io::Error::other)?;
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "this module is where identity changes belong"
-    )]
-    {
-        unistd::setgroups(&unistd::getgrouplist(&name, gid)?)?;
-        unistd::setresgid(gid, gid, gid)?;
-        unistd::setresuid(uid, uid, uid)?;
+pub fn renounce(user: Option<&User>) -> io::Result<()> {
+    use caps::{CapSet, Capability};
+    nix::sys::prctl::set_no_new_privs()?;
+    // Only who holds CAP_SETPCAP may shrink the bounding set; who does not has nothing to bound, given no new privileges.
+    if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).map_err(io::Error::other)? {
+        caps::clear(None, CapSet::Bounding).map_err(io::Error::other)?;
+    }
+    if let Some(user) = user {
+        become_user(user)?;
+    }
+    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+        caps::clear(None, set).map_err(io::Error::other)?;
     }
     Ok(())
 }
 
-/// Drops every capability for good, also those that a root user without any could get back by executing something.
-///
-/// # Errors
-/// What the kernel says; the process must then end.
-pub fn drop_capabilities() -> io::Result<()> {
-    use caps::CapSet;
-    nix::sys::prctl::set_no_new_privs()?;
-    for set in [CapSet::Ambient, CapSet::Inheritable] {
-        caps::clear(None, set).map_err(io::Error::other)?;
-    }
-    // Only who holds CAP_SETPCAP may shrink the bounding set; who does not has nothing to bound, given no new privileges.
-    if caps::has_cap(None, CapSet::Effective, caps::Capability::CAP_SETPCAP)
-        .map_err(io::Error::other)?
-    {
-        caps::clear(None, CapSet::Bounding).map_err(io::Error::other)?;
-    }
-    for set in [CapSet::Effective, CapSet::Permitted] {
-        caps::clear(None, set).map_err(io::Error::other)?;
-    }
+#[allow(clippy::disallowed_methods, reason = "this module is where identity changes belong")]
+fn become_user(user: &User) -> io::Result<()> {
+    nix::unistd::setgroups(&nix::unistd::getgrouplist(&user.name, user.gid)?)?;
+    nix::unistd::setresgid(user.gid, user.gid, user.gid)?;
+    nix::unistd::setresuid(user.uid, user.uid, user.uid)?;
     Ok(())
+}
+
+/// A user that a process can become.
+#[derive(Debug, Clone)]
+pub struct User {
+    name: CString,
+    uid: nix::unistd::Uid,
+    gid: nix::unistd::Gid,
+}
+
+impl User {
+    /// The user of this name and these numbers.
+    ///
+    /// # Errors
+    /// If the name holds a null byte.
+    pub fn new(name: &str, uid: Uid, gid: Gid) -> io::Result<Self> {
+        let name = CString::new(name)?;
+        Ok(Self { name, uid: nix::unistd::Uid::from_raw(uid.0), gid: nix::unistd::Gid::from_raw(gid.0) })
+    }
 }
 
 /// Makes this process one that nobody of its own uid can trace, and that leaves no core.
@@ -166,13 +173,12 @@ pub fn forbid_dumps() -> io::Result<()> {
     Ok(())
 }
 
-/// Has the kernel kill this process when its parent dies, and says whether the parent is still the one given.
+/// Has the kernel kill this process when the thread that started it dies. To be called after [`renounce`], which resets it.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn die_with(parent: nix::unistd::Pid) -> io::Result<bool> {
-    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
-    Ok(nix::unistd::getppid() == parent)
+pub fn die_with_parent() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?)
 }
 
 /// A little memory that two processes share by a descriptor and that is never swapped, dumped or written anywhere.

@@ -205,11 +205,8 @@ fn receive(socket: &OwnedFd) -> Option<OwnedFd> {
     let mut buffers = [IoSliceMut::new(&mut byte)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = socket::recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), flags).ok()?;
-    let sent = message.cmsgs().ok()?.find_map(|message| match message {
-        ControlMessageOwned::ScmRights(sent) => sent.first().copied(),
-        _ => None,
-    });
-    sys::adopt(sent?).ok()
+    let Some(ControlMessageOwned::ScmRights(sent)) = message.cmsgs().ok()?.next() else { return None };
+    sys::adopt(*sent.first()?).ok()
 }
 
 /// Whether fusermount3 lets a plain user's mount be read by others.

@@ -18,6 +18,9 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, linkat, unlinkat};
 use super::error::StoreError;
 use super::index::ValueFile;
 
+#[cfg(test)]
+pub(super) mod fake;
+
 /// How many indexes before the current one are kept, for `doctor --repair`.
 pub(super) const KEPT: u8 = 3;
 

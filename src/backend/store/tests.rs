@@ -1,6 +1,14 @@
-//! What the store promises, on a real disk.
+//! What the store promises. Each part of it has a file of its own.
 
+use std::collections::BTreeMap;
+
+use super::storage::fake::Fake;
 use super::*;
+
+mod faults;
+
+/// Every version of every secret.
+type Content = BTreeMap<String, Vec<u8>>;
 
 fn path(text: &str) -> SecretPath {
     text.parse().unwrap()
@@ -10,13 +18,36 @@ fn bytes(text: &str) -> SecretBytes {
     SecretBytes::new(text.as_bytes().to_vec())
 }
 
-/// A new store in a folder of its own, which goes with the first part of the pair.
+fn nothing(_: usize, _: Option<usize>) {}
+
+/// A new store in a folder of its own, which goes with the first part.
 fn new_store() -> (tempfile::TempDir, Store, Identity) {
     let folder = tempfile::tempdir().unwrap();
     let identity = Identity::generate();
     let file = folder.path().join("store.age");
     let store = Store::create(&file, &identity, Clock::manual()).unwrap();
     (folder, store, identity)
+}
+
+fn open_fake(fake: &Fake, identity: &Identity) -> Result<Store, StoreError> {
+    Store::open_in(Box::new(fake.clone()), identity.clone(), Clock::manual())
+}
+
+/// All that the store gives, read whole.
+#[track_caller]
+fn content(store: &Store) -> Content {
+    let mut content = Content::new();
+    for service in store.services() {
+        for name in store.names(&service) {
+            let path = path(&format!("{service}/{name}"));
+            for info in store.history(&path).unwrap() {
+                let value = store.get(&path, Some(&info.version)).unwrap().value;
+                let key = format!("{path}@{}", info.version);
+                content.insert(key, value.expose().to_vec());
+            }
+        }
+    }
+    content
 }
 
 #[track_caller]
@@ -31,30 +62,101 @@ fn what_was_put_is_there_after_reopening() {
     let (_folder, store, identity) = new_store();
     let file = store.path();
     let key = store.audit_key().expose().to_vec();
-    assert_eq!(
-        store
-            .put(&path("a/x"), &bytes("one"), Some("first"))
-            .unwrap()
-            .as_str(),
-        "1"
-    );
-    assert_eq!(
-        store
-            .put(&path("a/x"), &bytes("two"), None)
-            .unwrap()
-            .as_str(),
-        "2"
-    );
+    assert_eq!(key.len(), 32);
+    let first = store.put(&path("a/x"), &bytes("one"), Some("first"));
+    assert_eq!(first.unwrap().as_str(), "1");
+    let second = store.put(&path("a/x"), &SecretBytes::new(vec![0, 255, 10]), None);
+    assert_eq!(second.unwrap().as_str(), "2");
     store.put(&path("b/empty"), &bytes(""), None).unwrap();
+    let before = content(&store);
     drop(store);
+
     let store = Store::open(&file, identity, Clock::manual()).unwrap();
-    shows(&store, "a/x", None, "two");
+    assert_eq!(content(&store), before);
     shows(&store, "a/x", Some("1"), "one");
     shows(&store, "b/empty", None, "");
-    assert_eq!(
-        store.description(&path("a/x")).unwrap().as_deref(),
-        Some("first")
-    );
+    let said = store.description(&path("a/x")).unwrap();
+    assert_eq!(said.as_deref(), Some("first"));
     assert_eq!(store.audit_key().expose(), key);
     assert_eq!(store.len(), 2);
+    assert_eq!(
+        store.services(),
+        ["a".parse().unwrap(), "b".parse().unwrap()]
+    );
+}
+
+#[test]
+fn a_number_is_never_used_twice() {
+    let (_folder, store, _) = new_store();
+    let secret = path("a/x");
+    for number in 1..=12 {
+        let version = store
+            .put(&secret, &bytes(&format!("v{number}")), None)
+            .unwrap();
+        assert_eq!(version.as_str(), number.to_string());
+    }
+    let history: Vec<String> = store
+        .history(&secret)
+        .unwrap()
+        .iter()
+        .map(|info| info.version.to_string())
+        .collect();
+    assert_eq!(
+        history,
+        ["12", "11", "10", "9", "8", "7", "6", "5", "4", "3"]
+    );
+    assert!(matches!(
+        store.get(&secret, Some(&Version::new("2"))),
+        Err(StoreError::Absent(_))
+    ));
+    store.remove(&secret, Some(&Version::new("12"))).unwrap();
+    shows(&store, "a/x", None, "v11");
+    assert_eq!(
+        store
+            .rollback(&secret, &Version::new("4"))
+            .unwrap()
+            .as_str(),
+        "13"
+    );
+    shows(&store, "a/x", None, "v4");
+    store.remove(&secret, None).unwrap();
+    assert!(matches!(
+        store.get(&secret, None),
+        Err(StoreError::Absent(_))
+    ));
+    assert!(store.services().is_empty() && store.is_empty());
+    assert_eq!(
+        store.put(&secret, &bytes("again"), None).unwrap().as_str(),
+        "14"
+    );
+    for wrong in ["014", "+14", "", "14 ", "0"] {
+        assert!(
+            matches!(
+                store.get(&secret, Some(&Version::new(wrong))),
+                Err(StoreError::Absent(_))
+            ),
+            "{wrong:?}"
+        );
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_changes_nothing() {
+    let (_folder, store, _) = new_store();
+    let large = SecretBytes::new(vec![7; MAX_VALUE + 1]);
+    assert!(matches!(
+        store.put(&path("a/x"), &large, None),
+        Err(StoreError::TooLarge(_))
+    ));
+    for description in ["two\nlines", &"x".repeat(MAX_DESCRIPTION + 1)] {
+        let put = store.put(&path("a/x"), &bytes(""), Some(description));
+        assert!(matches!(put, Err(StoreError::Description(_))));
+    }
+    assert!(store.is_empty());
+    let largest = SecretBytes::new(vec![7; MAX_VALUE]);
+    store.put(&path("a/x"), &largest, None).unwrap();
+    assert_eq!(
+        store.get(&path("a/x"), None).unwrap().value.expose(),
+        largest.expose()
+    );
 }

@@ -1,0 +1,86 @@
+//! `serve`, which only the keeper calls: the descriptors that it hands over, by their numbers.
+
+use std::path::Path;
+use std::str::FromStr;
+
+use crate::clock::Clock;
+use crate::run::{self, Inherited, RunError};
+use crate::secret::Name;
+use crate::sys::{self, Gid, Uid};
+
+/// What the keeper hands over.
+#[derive(Debug, clap::Args)]
+pub struct Serve {
+    /// /dev/fuse, mounted
+    #[arg(long)]
+    device: i32,
+    /// Where the server says how it is
+    #[arg(long)]
+    word: i32,
+    /// The control socket, listening
+    #[arg(long)]
+    control: i32,
+    /// The identity file of a store
+    #[arg(long)]
+    identity: Vec<Named>,
+    /// Memory for the key of a store's sealed identity
+    #[arg(long)]
+    key: Vec<Named>,
+    /// Whom to become: UID:GID:NAME
+    #[arg(long)]
+    user: Option<UserArg>,
+}
+
+/// NAME=NUMBER
+#[derive(Debug, Clone)]
+struct Named {
+    name: Name,
+    number: i32,
+}
+
+impl FromStr for Named {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, number) = text.split_once('=').ok_or("NAME=NUMBER")?;
+        let name = name.parse::<Name>().map_err(|error| error.to_string())?;
+        Ok(Self { name, number: number.parse().map_err(|_| "not a number")? })
+    }
+}
+
+#[derive(Debug, Clone)]
+struct UserArg(sys::User);
+
+impl FromStr for UserArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.splitn(3, ':');
+        let mut number = || parts.next().and_then(|part| part.parse().ok()).ok_or("UID:GID:NAME");
+        let (uid, gid) = (Uid(number()?), Gid(number()?));
+        let user = sys::User::new(parts.next().ok_or("UID:GID:NAME")?, uid, gid);
+        user.map(Self).map_err(|error| error.to_string())
+    }
+}
+
+/// Serves until the end.
+///
+/// # Errors
+/// [`RunError`]
+pub fn serve(config: &Path, serve: Serve, clock: &Clock) -> Result<(), RunError> {
+    let adopt = |number| {
+        sys::adopt(number).map_err(|why| RunError::System { what: "a descriptor that only the keeper passes", why })
+    };
+    let adopt_named = |named: Vec<Named>| -> Result<_, RunError> {
+        named.into_iter().map(|Named { name, number }| Ok((name, adopt(number)?))).collect()
+    };
+    let inherited = Inherited {
+        device: adopt(serve.device)?,
+        word: adopt(serve.word)?,
+        control: adopt(serve.control)?,
+        identities: adopt_named(serve.identity)?,
+        keys: adopt_named(serve.key)?,
+        user: serve.user.map(|user| user.0),
+    };
+    run::serve(config, inherited, clock)
+}

@@ -1,0 +1,311 @@
+//! The composition root: load, harden, wire, serve, drain.
+//!
+//! [`serve`] is the server, which the keeper starts. [`direct`] wires the same parts into a command that works on the
+//! store itself because no daemon serves the config.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::access::{Access, Authority};
+use crate::audit::{Audit, AuditError};
+use crate::backend::Backend;
+use crate::backend::store::identity::{self, Identity, IdentityError, Prompt, Protection};
+use crate::backend::store::{Store, StoreError};
+use crate::cache::{Cache, Times};
+use crate::caller::procfs::Procfs;
+use crate::clock::Clock;
+use crate::config::accounts::System;
+use crate::config::{BackendConfig, Config, ConfigErrors, StoreConfig};
+use crate::control::handler::{Handler, Parts};
+use crate::control::server::{self, Limits};
+use crate::fs::{Catalogue, Tree};
+use crate::keeper;
+use crate::secret::{Name, SecretBytes};
+use crate::sys::{self, SecretMemory};
+
+mod daemon;
+mod state;
+
+use daemon::Running;
+
+/// How long the end may take: what is under way is answered, the audit log is written out.
+const DRAIN: Duration = Duration::from_secs(2);
+/// How often users and groups are looked up that were not known.
+const ACCOUNTS: Duration = Duration::from_secs(60);
+
+/// Why the parts could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The config is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    /// The identity of a store cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// A store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The audit log cannot be written.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// A file of the daemon's own.
+    #[error("{}: {why}", .path.display())]
+    File {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        why: io::Error,
+    },
+    /// The kernel refuses something that the server cannot do without.
+    #[error("the server: {what}: {why}")]
+    System {
+        /// What it wanted.
+        what: &'static str,
+        /// Why not.
+        why: io::Error,
+    },
+}
+
+impl RunError {
+    /// The exit code for it.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) => 2,
+            Self::Identity(_) | Self::Store(_) | Self::Audit(_) | Self::File { .. } | Self::System { .. } => 1,
+        }
+    }
+
+    fn system(what: &'static str) -> impl Fn(io::Error) -> Self {
+        move |why| Self::System { what, why }
+    }
+}
+
+/// What the server inherits from the keeper.
+#[derive(Debug)]
+pub struct Inherited {
+    /// `/dev/fuse`, mounted.
+    pub device: OwnedFd,
+    /// Where the server tells the keeper how it is.
+    pub word: OwnedFd,
+    /// The control socket, listening.
+    pub control: OwnedFd,
+    /// The identity file of each store, unread.
+    pub identities: BTreeMap<Name, OwnedFd>,
+    /// For each store the memory for the key of a sealed identity.
+    pub keys: BTreeMap<Name, OwnedFd>,
+    /// Whom to become.
+    pub user: Option<sys::User>,
+}
+
+/// The server: serves until the keeper or the kernel ends it.
+///
+/// # Errors
+/// [`RunError`], before the server is ready or when the mount is lost.
+pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), RunError> {
+    // First of all, before anything is read that somebody else wrote.
+    sys::renounce(inherited.user.as_ref()).map_err(RunError::system("giving up privileges"))?;
+    sys::forbid_dumps().map_err(RunError::system("forbidding core dumps"))?;
+    sys::die_with_parent().map_err(RunError::system("dying with the keeper"))?;
+    abort_on_panic();
+
+    let config = Config::load(config)?;
+    let stores = open_stores(&config, inherited.identities, inherited.keys, clock)?;
+    let wired = Wired::new(&config, stores, Authority::Policy, clock)?;
+    let mut word = UnixStream::from(inherited.word);
+    let ending = word.try_clone().map_err(RunError::system("the keeper's socket"))?;
+    let running = Arc::new(Running::new(config, &wired, ending, clock));
+
+    let runtime = runtime()?;
+    let session = crate::fuse::Session::start(Arc::clone(&wired.tree), inherited.device, runtime.handle().clone());
+    let session = session.map_err(RunError::system("the FUSE session"))?;
+    let audit = wired.audit.clone();
+    let lookup = Arc::new(Procfs::default());
+    let handler = Arc::new(wired.handler(Some(running.clone())));
+    let listener = UnixListener::from(inherited.control);
+    let served = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        // Ctrl-C reaches the whole foreground group; the keeper answers it and ends us in order.
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let shutdown = async { drop(ended.await) };
+        let control = tokio::spawn(server::serve(listener, handler, lookup, Limits::default(), shutdown));
+        let mut lost = tokio::task::spawn_blocking(move || session.wait());
+        let mut accounts = tokio::time::interval(ACCOUNTS);
+        accounts.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        word.write_all(&keeper::READY)?;
+        let why = loop {
+            tokio::select! {
+                _ = terminate.recv() => break Ok(()),
+                _ = interrupt.recv() => {}
+                _ = hang_up.recv() => running.reload_in_background(),
+                _ = accounts.tick() => running.look_up_accounts_in_background(),
+                ended = &mut lost => break ended.map_err(io::Error::other).and_then(|ended| ended),
+            }
+        };
+        drop(end);
+        let _ = tokio::time::timeout(DRAIN, control).await;
+        why
+    });
+    if let Err(error) = audit.close(DRAIN) {
+        tracing::error!(%error, "the audit log was not written to its end");
+    }
+    runtime.shutdown_timeout(DRAIN);
+    served.map_err(RunError::system("serving"))
+}
+
+/// The parts of a command that works on the store itself. The caller holds the config's lock.
+///
+/// # Errors
+/// [`RunError`]
+pub fn direct(config: &Config, prompt: &Prompt, clock: &Clock) -> Result<Handler, RunError> {
+    let open = |(name, store): (&Name, &StoreConfig)| {
+        let identity = Identity::load(&identity::locate(store.identity.as_deref())?, prompt)?;
+        Ok((name.clone(), Store::open(&store.path, identity, clock.clone())?))
+    };
+    let stores = stores(config).map(open).collect::<Result<_, RunError>>()?;
+    Ok(Wired::new(config, stores, Authority::Identity, clock)?.handler(None))
+}
+
+/// A runtime for what waits: backends, the control socket. What can be answered at once never comes near it.
+///
+/// # Errors
+/// [`RunError::System`]
+pub fn runtime() -> Result<Runtime, RunError> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().map_err(RunError::system("starting threads"))
+}
+
+/// The parts, put together.
+struct Wired {
+    access: Arc<Access>,
+    cache: Arc<Cache>,
+    tree: Arc<Tree>,
+    stores: BTreeMap<Name, Store>,
+    audit: Audit,
+    parts: AuditParts,
+    unknown: Vec<String>,
+    clock: Clock,
+}
+
+struct AuditParts {
+    target: crate::config::AuditTarget,
+    key: SecretBytes,
+}
+
+impl Wired {
+    fn new(
+        config: &Config,
+        stores: BTreeMap<Name, Store>,
+        authority: Authority,
+        clock: &Clock,
+    ) -> Result<Self, RunError> {
+        let epoch = state::next_epoch(&config.state)?;
+        let key = match stores.values().next() {
+            Some(store) => store.audit_key(),
+            None => state::audit_key(&config.state)?,
+        };
+        let audit = Audit::start(&config.audit, &key, clock.clone())?;
+        let (policy, unknown) = config.policy(&System);
+        let lookup = Arc::new(Procfs::default());
+        let full = config.audit.full_detail;
+        let access = Arc::new(Access::new(authority, policy, lookup, audit.clone(), full, clock.clone()));
+        let backend = |(name, store): (&Name, &Store)| -> (Name, Arc<dyn Backend>) {
+            (name.clone(), Arc::new(store.clone()))
+        };
+        let backends: HashMap<Name, Arc<dyn Backend>> = stores.iter().map(backend).collect();
+        let cache = Arc::new(Cache::new(backends, times(config), epoch, clock.clone()));
+        let catalogue = Catalogue::new(config, &System);
+        let tree = Tree::new(catalogue, Arc::clone(&access), Arc::clone(&cache), clock.timestamp());
+        let parts = AuditParts { target: config.audit.target.clone(), key };
+        let unknown = unknown.iter().map(ToString::to_string).collect();
+        Ok(Self { access, cache, tree, stores, audit, parts, unknown, clock: clock.clone() })
+    }
+
+    fn handler(self, daemon: Option<Arc<dyn crate::control::handler::Daemon>>) -> Handler {
+        Handler::new(Parts {
+            tree: self.tree,
+            cache: self.cache,
+            stores: self.stores,
+            audit: self.audit,
+            audit_target: self.parts.target,
+            audit_key: self.parts.key,
+            lookup: Arc::new(Procfs::default()),
+            daemon,
+            clock: self.clock,
+        })
+    }
+}
+
+fn times(config: &Config) -> Times {
+    Times { ttl: config.cache.ttl, timeout: config.cache.timeout }
+}
+
+fn stores(config: &Config) -> impl Iterator<Item = (&Name, &StoreConfig)> {
+    config.backends.iter().map(|(name, backend)| match backend {
+        BackendConfig::Store(store) => (name, store),
+    })
+}
+
+fn open_stores(
+    config: &Config,
+    mut identities: BTreeMap<Name, OwnedFd>,
+    mut keys: BTreeMap<Name, OwnedFd>,
+    clock: &Clock,
+) -> Result<BTreeMap<Name, Store>, RunError> {
+    let open = |(name, store): (&Name, &StoreConfig)| {
+        let place = identity::locate(store.identity.as_deref())?;
+        let file = identities.remove(name).ok_or(IdentityError::Nowhere)?;
+        let memory = keys.remove(name).map(SecretMemory::map).transpose();
+        let memory = memory.map_err(RunError::system("the memory for the identity"))?;
+        Ok((name.clone(), open_store(store, &place, file.into(), memory.as_ref(), clock)?))
+    };
+    stores(config).map(open).collect()
+}
+
+/// Opens a store with the identity that the keeper passed. What somebody had to open by hand for an earlier server is
+/// in `memory`, and is not asked for again unless the store has another identity now.
+fn open_store(
+    store: &StoreConfig,
+    place: &Path,
+    mut file: File,
+    memory: Option<&SecretMemory>,
+    clock: &Clock,
+) -> Result<Store, RunError> {
+    let opened = memory.and_then(SecretMemory::read).map(|text| SecretBytes::new(text.to_vec()));
+    if let Some(text) = opened {
+        let identity = Identity::parse(&text, place, &Prompt::nobody())?;
+        match Store::open(&store.path, identity, clock.clone()) {
+            Err(StoreError::WrongIdentity(_)) => {}
+            opened => return Ok(opened?),
+        }
+    }
+    let identity = Identity::read(&mut file, place, &Prompt::terminal())?;
+    if let Some(memory) = memory
+        && identity.protection() != Protection::Plain
+    {
+        let kept = memory.write(identity.to_text(clock.timestamp()).expose());
+        kept.map_err(RunError::system("the memory for the identity"))?;
+    }
+    Ok(Store::open(&store.path, identity, clock.clone())?)
+}
+
+/// A thread of the server that panics takes the server with it: half of it alive would be worse than a restart. The
+/// message is not printed, only the place, because it could quote anything.
+fn abort_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "the server panicked; this is a mistake in secretfs, please report it");
+        std::process::abort();
+    }));
+}
