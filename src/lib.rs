@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod backend;
 pub mod caller;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod policy;
