@@ -1,3 +1,4 @@
 //! The commands.
 
 pub mod generate;
+pub mod import;
