@@ -151,9 +151,9 @@ impl Job<'_> {
             (Request::Unmount {}, _) => self.unmount(),
             (Request::Doctor {}, _) => self.doctor(),
             (Request::Audit(query), _) => self.audit(query),
-            (Request::Put { .. } | Request::Restore { .. } | Request::Rekey { .. }, _) => {
-                Err(Failure::usage("the request came without what belongs to it"))
-            }
+            (Request::Put { .. } | Request::Restore { .. } | Request::Rekey { .. }, _) => Err(
+                Failure::usage("the request came without what belongs to it"),
+            ),
         }
     }
 
@@ -181,10 +181,9 @@ impl Job<'_> {
     }
 
     fn daemon(&self) -> Result<&dyn Daemon, Failure> {
-        self.parts
-            .daemon
-            .as_deref()
-            .ok_or_else(|| Failure::failed("no daemon serves this config: start it with `secretfs mount`"))
+        self.parts.daemon.as_deref().ok_or_else(|| {
+            Failure::failed("no daemon serves this config: start it with `secretfs mount`")
+        })
     }
 
     /// Leave to change a service's secrets or to steer. A no is audited by who says it.

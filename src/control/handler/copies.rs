@@ -23,9 +23,13 @@ impl Job<'_> {
         };
         let recipients = store.recipients();
         let exported = store
-            .export(&mut output, SealTo::Recipients(&recipients), &mut |done, total| {
-                self.progress(done, total);
-            })
+            .export(
+                &mut output,
+                SealTo::Recipients(&recipients),
+                &mut |done, total| {
+                    self.progress(done, total);
+                },
+            )
             .and_then(|()| output.flush().map_err(StoreError::Export));
         match exported {
             Ok(()) => {
@@ -75,8 +79,7 @@ impl Job<'_> {
         let (name, store) = self.store(backend)?;
         let others: Result<Vec<Recipient>, _> =
             recipients.iter().map(|text| text.parse()).collect();
-        let others =
-            others.map_err(|error| Failure::usage(format!("--recipient: {error}")))?;
+        let others = others.map_err(|error| Failure::usage(format!("--recipient: {error}")))?;
         let identity = Identity::parse(identity, Path::new("the new identity"), &Prompt::nobody())
             .map_err(|error| Failure::usage(error.to_string()))?;
         let rekeyed = store.rekey(&identity, &others, &mut |done, total| {
@@ -96,7 +99,11 @@ fn stored(name: &Name, store: &Store) -> Stored {
     Stored {
         backend: name.clone(),
         secrets: store.len(),
-        recipients: store.recipients().iter().map(Recipient::to_string).collect(),
+        recipients: store
+            .recipients()
+            .iter()
+            .map(Recipient::to_string)
+            .collect(),
     }
 }
 
