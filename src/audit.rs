@@ -175,7 +175,7 @@ pub enum Trouble {
     /// Writing fails.
     #[error("the audit log cannot be written")]
     Unwritable,
-    /// More comes than can be written.
+    /// More comes than can be written, and some of it was lost.
     #[error("the audit log's queue is full")]
     Full,
 }
