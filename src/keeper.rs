@@ -7,7 +7,7 @@
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -127,7 +127,7 @@ pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), K
 pub fn lock(runtime: &Path, clock: &Clock) -> Result<Flock<File>, KeeperError> {
     let path = runtime.join(LOCK);
     let fails = |why: io::Error| KeeperError::File { path: path.clone(), why };
-    let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let open = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
     let mut file = open.map_err(fails)?;
     let deadline = clock.now() + LOCK_DEADLINE;
     loop {
