@@ -7,7 +7,7 @@
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -147,11 +147,13 @@ pub fn lock(runtime: &Path, clock: &Clock) -> Result<Flock<File>, KeeperError> {
         path: path.clone(),
         why,
     };
+    // Nobody else may open it: any descriptor, even one for reading, could hold the lock and keep the daemon down.
     let open = File::options()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
         .open(&path);
     let mut file = open.map_err(fails)?;
     let deadline = clock.now() + LOCK_DEADLINE;
