@@ -5,7 +5,12 @@ use std::collections::BTreeMap;
 use super::storage::fake::Fake;
 use super::*;
 
+mod archive;
+mod crowd;
+mod damage;
 mod faults;
+mod identities;
+mod interop;
 
 /// Every version of every secret.
 type Content = BTreeMap<String, Vec<u8>>;
@@ -16,6 +21,12 @@ fn path(text: &str) -> SecretPath {
 
 fn bytes(text: &str) -> SecretBytes {
     SecretBytes::new(text.as_bytes().to_vec())
+}
+
+/// Says that a test did not take place; where all are required, that is a failure.
+fn skipped(why: &str) {
+    assert!(std::env::var_os("SECRETFS_REQUIRE_ALL").is_none(), "{why}");
+    eprintln!("SKIPPED: {why}");
 }
 
 fn nothing(_: usize, _: Option<usize>) {}

@@ -19,7 +19,18 @@ fn base() -> (Fake, Identity) {
     store
         .put(&path("b/y"), &bytes("other"), Some("said"))
         .unwrap();
+    put_many(&store, index::KEPT_VERSIONS).unwrap();
     (fake, identity)
+}
+
+fn put_many(store: &Store, count: usize) -> Result<(), StoreError> {
+    let (path, value) = (path("d/many"), bytes("many"));
+    let new = NewValue {
+        path: &path,
+        value: &value,
+        description: None,
+    };
+    store.put_all(&vec![new; count]).map(drop)
 }
 
 fn changes(identity: &Identity) -> Vec<Change> {
@@ -46,16 +57,8 @@ fn changes(identity: &Identity) -> Vec<Change> {
         change(
             "put_all",
             identity,
-            Box::new(|store: &Store| {
-                let (path, value) = (path("d/many"), bytes("many"));
-                let new = NewValue {
-                    path: &path,
-                    value: &value,
-                    description: None,
-                };
-                // More than are kept: the first of them go again.
-                store.put_all(&[new; 11]).map(drop)
-            }),
+            // More than are kept: the oldest go.
+            Box::new(|store: &Store| put_many(store, 2)),
         ),
         change(
             "rm",
