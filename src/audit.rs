@@ -195,7 +195,7 @@ pub enum AuditError {
         mode: u32,
     },
     /// The file belongs to somebody unexpected.
-    #[error("audit log {}: belongs to uid {uid}, who is neither root, nor we, nor its folder's owner: chown it", path.display())]
+    #[error("audit log {}: belongs to uid {uid}, who is neither root, nor we, nor its folder's owner: chown root {}", path.display(), path.display())]
     Owner {
         /// The file.
         path: PathBuf,

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::backend::Version;
 use crate::control::Failure;
 
 const EXIT_CODES: &str = "\
@@ -334,10 +333,6 @@ fn examples(commands: &str) -> String {
     format!("Examples:\n  {commands}\n\n{EXIT_CODES}")
 }
 
-/// A version as it was typed.
-pub(crate) fn version(text: Option<String>) -> Option<Version> {
-    text.map(Version::new)
-}
 
 /// The whole grammar. `--json` may stand before the command and, where that has no meaning of its own for it, after.
 #[must_use]
