@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::cli::serve::Serve;
 use crate::control::Failure;
 
 const EXIT_CODES: &str = "\
@@ -273,7 +274,7 @@ secretfs audit --denied --since 1h
     },
     /// What the keeper starts: serves a mount that it was handed
     #[command(hide = true)]
-    Serve,
+    Serve(Serve),
 }
 
 /// `put`
@@ -332,7 +333,6 @@ pub struct Rule {
 fn examples(commands: &str) -> String {
     format!("Examples:\n  {commands}\n\n{EXIT_CODES}")
 }
-
 
 /// The whole grammar. `--json` may stand before the command and, where that has no meaning of its own for it, after.
 #[must_use]

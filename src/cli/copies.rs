@@ -1,18 +1,16 @@
 //! export, restore, rekey.
 
-use std::io::Write;
 use std::path::Path;
 
 use crate::backend::store::{
     Identity, Prompt, Protection, StoreError, identity, write_whole, write_whole_with,
 };
-use crate::cli::direct::identity_failure;
 use crate::cli::input;
 use crate::cli::session::{Session, understand};
 use crate::config::{BackendConfig, StoreConfig};
 use crate::control::answers::Stored;
 use crate::control::client::Upload;
-use crate::control::{Failure, Request};
+use crate::control::{Failure, Kind, Request};
 use crate::secret::{Name, SecretBytes};
 
 pub(crate) fn export(
@@ -96,17 +94,20 @@ pub(crate) fn rekey(
             "[backends.{backend}] has no `identity`: it comes from systemd, where secretfs cannot replace it"
         )));
     };
-    if identity::locate(Some(&path)).map_err(|error| identity_failure(&error))? != path {
+    if identity::locate(Some(&path))
+        .map_err(|error| Failure::new(Kind::Unavailable, error.to_string()))?
+        != path
+    {
         return Err(Failure::usage(
             "the identity comes from $CREDENTIALS_DIRECTORY, where secretfs cannot replace it: run rekey outside of the unit",
         ));
     }
-    let old =
-        Identity::load(&path, &Prompt::terminal()).map_err(|error| identity_failure(&error))?;
+    let old = Identity::load(&path, &Prompt::terminal())
+        .map_err(|error| Failure::new(Kind::Unavailable, error.to_string()))?;
     let new = Identity::generate();
     let created = session.clock.timestamp();
     let passphrase = match old.protection() {
-        Protection::Permissions => None,
+        Protection::Plain => None,
         Protection::Passphrase => Some(ask_passphrase()?),
         Protection::Plugin => {
             return Err(Failure::usage(format!(
@@ -157,7 +158,9 @@ fn ask_passphrase() -> Result<SecretBytes, Failure> {
         rpassword::prompt_password(question)
             .map(|typed| SecretBytes::new(typed.into_bytes()))
             .map_err(|error| {
-                Failure::failed(format!("the passphrase cannot be asked for: {error}: run this from a terminal"))
+                Failure::failed(format!(
+                    "the passphrase cannot be asked for: {error}: run this from a terminal"
+                ))
             })
     };
     let once = ask("Passphrase for the new identity: ")?;
@@ -188,6 +191,8 @@ fn store_of(session: &Session, name: Option<Name>) -> Result<(Name, StoreConfig)
         (Some(_), Some(_)) => Err(Failure::usage(
             "the config has several stores: name one with --backend",
         )),
-        (None, _) => Err(Failure::usage("--backend: no store of this name is in the config")),
+        (None, _) => Err(Failure::usage(
+            "--backend: no store of this name is in the config",
+        )),
     }
 }

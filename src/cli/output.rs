@@ -182,6 +182,14 @@ impl Progress {
     }
 }
 
+impl Progress {
+    /// So many steps are done.
+    pub(crate) fn step(&self, done: usize, total: Option<usize>) {
+        let number = |count| u64::try_from(count).unwrap_or(u64::MAX);
+        self.set(number(done), total.map_or(0, number));
+    }
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();

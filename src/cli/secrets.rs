@@ -7,13 +7,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
+use crate::backend::Version;
 use crate::cli::args::{Import, Put};
 use crate::cli::generate::{Spec, generate};
 use crate::cli::import::{Imported, parse_dir, parse_env, parse_json};
 use crate::cli::input;
 use crate::cli::output::{Mood, Progress, plain};
 use crate::cli::session::{Session, understand};
-use crate::backend::Version;
 use crate::control::answers::{Kept, Listed, Removed, Touched};
 use crate::control::client::Upload;
 use crate::control::{Failure, Request};
@@ -34,7 +34,9 @@ pub(crate) fn put(session: &mut Session, put: Put) -> Result<(), Failure> {
         (None, Some(spec)) => {
             let spec: Spec = spec
                 .parse()
-                .map_err(|error: crate::cli::generate::SpecError| Failure::usage(error.to_string()))?;
+                .map_err(|error: crate::cli::generate::SpecError| {
+                    Failure::usage(error.to_string())
+                })?;
             generate(&spec, session.clock.timestamp())
                 .map_err(|error| Failure::failed(error.to_string()))?
         }
@@ -158,9 +160,7 @@ pub(crate) fn history(session: &mut Session, path: &str) -> Result<(), Failure> 
             ]
         })
         .collect();
-    session
-        .output
-        .table(&["VERSION", "BYTES", "CREATED"], rows)
+    session.output.table(&["VERSION", "BYTES", "CREATED"], rows)
 }
 
 pub(crate) fn remove(
@@ -203,12 +203,12 @@ pub(crate) fn import(session: &mut Session, import: Import) -> Result<(), Failur
             name,
         };
         let put = Request::Put { path: path.clone() };
-        let touched: Touched = session
-            .send(put, Upload::Value(value))
-            .map_err(|failure| {
-                let message = format!("{failure}: {index} of {total} were imported before {path}; importing again is safe");
-                Failure::new(failure.kind, message)
-            })?;
+        let touched: Touched = session.send(put, Upload::Value(value)).map_err(|failure| {
+            let message = format!(
+                "{failure}: {index} of {total} were imported before {path}; importing again is safe"
+            );
+            Failure::new(failure.kind, message)
+        })?;
         progress.set(u64::try_from(index + 1).unwrap_or(u64::MAX), total);
         done.push(touched);
     }
@@ -242,7 +242,11 @@ fn read_origin(import: &Import) -> Result<(&Path, Imported), Failure> {
         (Some(path), _, _) => (path, parse_env(path, whole(path)?.expose())),
         (None, Some(path), _) => (path, parse_dir(path)),
         (None, None, Some(path)) => (path, parse_json(path, whole(path)?.expose())),
-        (None, None, None) => return Err(Failure::usage("name what to import: --env, --dir or --json")),
+        (None, None, None) => {
+            return Err(Failure::usage(
+                "name what to import: --env, --dir or --json",
+            ));
+        }
     };
     match parsed {
         Ok(found) => Ok((path, found)),

@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
-use crate::caller::{Caller, Lookup};
-use crate::cli::direct;
+use crate::backend::store::Prompt;
+use crate::caller::Caller;
 use crate::cli::output::{Output, Progress};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -22,9 +22,10 @@ use crate::control::client::{Client, Upload};
 use crate::control::handler::Handler;
 use crate::control::protocol::MAX_CHUNK;
 use crate::control::{
-    Answer, Body, Commands, Event, Exchange, Failure, Interrupted, Request, SOCKET,
+    Answer, Body, Commands, Event, Exchange, Failure, Interrupted, Kind, Request, SOCKET,
 };
 use crate::keeper::LOCK;
+use crate::run::{self, RunError};
 use crate::sys::{Gid, Tid, Uid};
 
 /// How long a command waits for a daemon that starts, or for another command.
@@ -54,7 +55,7 @@ enum Peer {
 }
 
 /// Bytes of a long answer, as they come.
-pub type Sink<'a> = &'a mut (dyn FnMut(Vec<u8>) -> Result<(), Failure> + Send);
+pub type Sink<'a> = &'a mut dyn FnMut(Vec<u8>) -> Result<(), Failure>;
 
 impl Session {
     /// A session that has not spoken with anybody yet.
@@ -200,18 +201,12 @@ impl Session {
     }
 
     fn open(&self, lock: Flock<fs::File>) -> Result<Peer, Failure> {
-        let opened = direct::open(&self.config, &self.clock)?;
-        let mut caller = Caller::new(
-            Uid::effective(),
-            Gid::effective(),
-            Tid(std::process::id()),
-        );
-        // For `explain`: what cannot be found out here denies there.
-        caller.groups = opened.lookup.groups(caller.tid).ok();
-        caller.cgroup = opened.lookup.cgroup(caller.tid).ok();
+        let _context = self.runtime.enter();
+        let handler = run::direct(&self.config, &Prompt::terminal(), &self.clock)
+            .map_err(|error| run_failure(&error))?;
         Ok(Peer::Stores {
-            handler: opened.handler,
-            caller,
+            handler,
+            caller: Caller::new(Uid::effective(), Gid::effective(), Tid(std::process::id())),
             _lock: lock,
         })
     }
@@ -230,13 +225,24 @@ pub fn understand<T: DeserializeOwned>(json: serde_json::Value) -> Result<T, Fai
         .map_err(|_| Failure::failed("the daemon is of another release: restart it"))
 }
 
+/// Why the parts could not be put together, with its exit code.
+#[must_use]
+pub fn run_failure(error: &RunError) -> Failure {
+    let kind = match error {
+        RunError::Config(_) => Kind::Usage,
+        RunError::Identity(_) | RunError::Store(_) => Kind::Unavailable,
+        RunError::Audit(_) | RunError::File { .. } | RunError::System { .. } => Kind::Failed,
+    };
+    Failure::new(kind, error.to_string())
+}
+
 /// Does in this process what the daemon's server does for a connection.
 async fn carry_out(
     handler: &Handler,
     caller: Caller,
     request: Request,
     upload: Upload,
-    events: &mut (dyn FnMut(Event) -> Result<(), Failure> + Send),
+    events: &mut dyn FnMut(Event) -> Result<(), Failure>,
 ) -> Result<Answer, Failure> {
     let (sender, mut happening) = mpsc::channel(8);
     let body = match upload {
