@@ -103,20 +103,37 @@ impl KeeperError {
 /// [`KeeperError`]
 pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), KeeperError> {
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGCHLD] {
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGQUIT,
+        Signal::SIGHUP,
+        Signal::SIGCHLD,
+    ] {
         signals.add(signal);
     }
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
     make_folder(&config.runtime, 0o755, None)?;
-    make_folder(&config.state, 0o700, config.user.as_ref().map(|user| user.uid))?;
+    make_folder(
+        &config.state,
+        0o700,
+        config.user.as_ref().map(|user| user.uid),
+    )?;
     let _lock = lock(&config.runtime, clock)?;
     let mountpoint = Mountpoint::new(&config.mount, &config.file);
     if mountpoint.heal()? {
         tracing::info!(mount = %config.mount.display(), "took away the mount that an earlier daemon left behind");
     }
-    let keeper = Keeper { config, clock, mountpoint, signals, control: listen(&config.runtime)?, keys: keys(config)? };
+    let keeper = Keeper {
+        config,
+        clock,
+        mountpoint,
+        signals,
+        control: listen(&config.runtime)?,
+        keys: keys(config)?,
+    };
     keeper.keep(ready)
 }
 
@@ -126,8 +143,18 @@ pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), K
 /// [`KeeperError::Locked`], [`KeeperError::File`].
 pub fn lock(runtime: &Path, clock: &Clock) -> Result<Flock<File>, KeeperError> {
     let path = runtime.join(LOCK);
-    let fails = |why: io::Error| KeeperError::File { path: path.clone(), why };
-    let open = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let fails = |why: io::Error| KeeperError::File {
+        path: path.clone(),
+        why,
+    };
+    // Nobody else may open it: any descriptor, even one for reading, could hold the lock and keep the daemon down.
+    let open = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path);
     let mut file = open.map_err(fails)?;
     let deadline = clock.now() + LOCK_DEADLINE;
     loop {
@@ -183,13 +210,24 @@ impl Keeper<'_> {
                 Happened::Stop => return self.stop(serving),
                 Happened::Died(status) if ready.is_some() => {
                     self.clear(serving);
-                    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+                    let code = status
+                        .code()
+                        .and_then(|code| u8::try_from(code).ok())
+                        .unwrap_or(1);
                     return Err(KeeperError::NotReady(code));
                 }
                 Happened::Died(status) => {
                     let young = self.clock.now().duration_since(serving.started) < GROWN_UP;
-                    pause = if young { (pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
-                    tracing::error!(signal = status.signal(), code = status.code(), "the server died; starting it again");
+                    pause = if young {
+                        (pause * 2).min(LONGEST_PAUSE)
+                    } else {
+                        FIRST_PAUSE
+                    };
+                    tracing::error!(
+                        signal = status.signal(),
+                        code = status.code(),
+                        "the server died; starting it again"
+                    );
                     self.clear(serving);
                     std::thread::sleep(pause);
                     serving = self.start()?;
@@ -215,12 +253,20 @@ impl Keeper<'_> {
         let mut command = Command::new("/proc/self/exe");
         command.arg("--config").arg(&self.config.file).arg("serve");
         if let Some(user) = &self.config.user {
-            command.arg("--user").arg(format!("{}:{}:{}", user.uid, user.gid, user.name));
+            command
+                .arg("--user")
+                .arg(format!("{}:{}:{}", user.uid, user.gid, user.name));
         }
         let mut passed = Vec::new();
-        let mut pass = |command: &mut Command, option: &str, name: &str, descriptor: &OwnedFd| -> io::Result<()> {
+        let mut pass = |command: &mut Command,
+                        option: &str,
+                        name: &str,
+                        descriptor: &OwnedFd|
+         -> io::Result<()> {
             let copy = pass_on(descriptor)?;
-            command.arg(option).arg(format!("{name}{}", copy.as_raw_fd()));
+            command
+                .arg(option)
+                .arg(format!("{name}{}", copy.as_raw_fd()));
             passed.push(copy);
             Ok(())
         };
@@ -232,13 +278,30 @@ impl Keeper<'_> {
             // Opened anew each time, because `rekey` replaces the file; unread, because that is the server's business.
             let path = identity::locate(path)?;
             let file = identity::open(&path)?;
-            pass(&mut command, "--identity", &format!("{name}="), &file.into()).map_err(KeeperError::Start)?;
+            pass(
+                &mut command,
+                "--identity",
+                &format!("{name}="),
+                &file.into(),
+            )
+            .map_err(KeeperError::Start)?;
         }
         for (name, memory) in &self.keys {
-            pass(&mut command, "--key", &format!("{name}="), memory.descriptor()).map_err(KeeperError::Start)?;
+            pass(
+                &mut command,
+                "--key",
+                &format!("{name}="),
+                memory.descriptor(),
+            )
+            .map_err(KeeperError::Start)?;
         }
         let child = command.spawn().map_err(KeeperError::Start)?;
-        Ok(Serving { child, started: self.clock.now(), word, device })
+        Ok(Serving {
+            child,
+            started: self.clock.now(),
+            word,
+            device,
+        })
     }
 
     /// Waits until the server is ready or dead, or somebody wants an end.
@@ -253,8 +316,13 @@ impl Keeper<'_> {
                 Err(errno) => return Err(errno.into()),
             }
             while let Some(signal) = self.signals.read_signal()? {
-                match i32::try_from(signal.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok()) {
-                    Some(Signal::SIGINT | Signal::SIGTERM | Signal::SIGQUIT) => return Ok(Happened::Stop),
+                match i32::try_from(signal.ssi_signo)
+                    .ok()
+                    .and_then(|number| Signal::try_from(number).ok())
+                {
+                    Some(Signal::SIGINT | Signal::SIGTERM | Signal::SIGQUIT) => {
+                        return Ok(Happened::Stop);
+                    }
                     Some(Signal::SIGHUP) => kill(pid(&serving.child), Signal::SIGHUP)?,
                     Some(_) | None => {}
                 }
@@ -293,7 +361,13 @@ impl Keeper<'_> {
         }
         drop(serving.device);
         let _ = fs::remove_file(self.config.runtime.join(control::SOCKET));
-        detached.map_err(|why| MountError::Stays { path: self.config.mount.clone(), why }.into())
+        detached.map_err(|why| {
+            MountError::Stays {
+                path: self.config.mount.clone(),
+                why,
+            }
+            .into()
+        })
     }
 
     /// After a server's death: waiters fail at once, and the place is free for a fresh mount.
@@ -317,13 +391,18 @@ fn stores(config: &Config) -> impl Iterator<Item = (String, Option<&Path>)> {
 }
 
 fn keys(config: &Config) -> Result<Vec<(String, SecretMemory)>, KeeperError> {
-    stores(config).map(|(name, _)| Ok((name, SecretMemory::new().map_err(KeeperError::Start)?))).collect()
+    stores(config)
+        .map(|(name, _)| Ok((name, SecretMemory::new().map_err(KeeperError::Start)?)))
+        .collect()
 }
 
 /// Binds the control socket. Everyone may connect: who may do what is asked of the kernel's word on the peer.
 fn listen(runtime: &Path) -> Result<UnixListener, KeeperError> {
     let path = runtime.join(control::SOCKET);
-    let fails = |why: io::Error| KeeperError::File { path: path.clone(), why };
+    let fails = |why: io::Error| KeeperError::File {
+        path: path.clone(),
+        why,
+    };
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fails(error)),
         Ok(()) | Err(_) => {}
@@ -335,7 +414,10 @@ fn listen(runtime: &Path) -> Result<UnixListener, KeeperError> {
 
 /// Makes a folder that is not there, for `owner`.
 fn make_folder(path: &Path, mode: u32, owner: Option<Uid>) -> Result<(), KeeperError> {
-    let fails = |why: io::Error| KeeperError::File { path: path.to_owned(), why };
+    let fails = |why: io::Error| KeeperError::File {
+        path: path.to_owned(),
+        why,
+    };
     if path.is_dir() {
         return Ok(());
     }

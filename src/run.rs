@@ -81,7 +81,11 @@ impl RunError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
-            Self::Identity(_) | Self::Store(_) | Self::Audit(_) | Self::File { .. } | Self::System { .. } => 1,
+            Self::Identity(_)
+            | Self::Store(_)
+            | Self::Audit(_)
+            | Self::File { .. }
+            | Self::System { .. } => 1,
         }
     }
 
@@ -122,11 +126,17 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let stores = open_stores(&config, inherited.identities, inherited.keys, clock)?;
     let wired = Wired::new(&config, stores, Authority::Policy, clock)?;
     let mut word = UnixStream::from(inherited.word);
-    let ending = word.try_clone().map_err(RunError::system("the keeper's socket"))?;
+    let ending = word
+        .try_clone()
+        .map_err(RunError::system("the keeper's socket"))?;
     let running = Arc::new(Running::new(config, &wired, ending, clock));
 
     let runtime = runtime()?;
-    let session = crate::fuse::Session::start(Arc::clone(&wired.tree), inherited.device, runtime.handle().clone());
+    let session = crate::fuse::Session::start(
+        Arc::clone(&wired.tree),
+        inherited.device,
+        runtime.handle().clone(),
+    );
     let session = session.map_err(RunError::system("the FUSE session"))?;
     let audit = wired.audit.clone();
     let lookup = Arc::new(Procfs::default());
@@ -139,7 +149,13 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         let mut interrupt = signal(SignalKind::interrupt())?;
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
         let shutdown = async { drop(ended.await) };
-        let control = tokio::spawn(server::serve(listener, handler, lookup, Limits::default(), shutdown));
+        let control = tokio::spawn(server::serve(
+            listener,
+            handler,
+            lookup,
+            Limits::default(),
+            shutdown,
+        ));
         let mut lost = tokio::task::spawn_blocking(move || session.wait());
         let mut accounts = tokio::time::interval(ACCOUNTS);
         accounts.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -171,7 +187,10 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
 pub fn direct(config: &Config, prompt: &Prompt, clock: &Clock) -> Result<Handler, RunError> {
     let open = |(name, store): (&Name, &StoreConfig)| {
         let identity = Identity::load(&identity::locate(store.identity.as_deref())?, prompt)?;
-        Ok((name.clone(), Store::open(&store.path, identity, clock.clone())?))
+        Ok((
+            name.clone(),
+            Store::open(&store.path, identity, clock.clone())?,
+        ))
     };
     let stores = stores(config).map(open).collect::<Result<_, RunError>>()?;
     Ok(Wired::new(config, stores, Authority::Identity, clock)?.handler(None))
@@ -183,7 +202,11 @@ pub fn direct(config: &Config, prompt: &Prompt, clock: &Clock) -> Result<Handler
 /// [`RunError::System`]
 pub fn runtime() -> Result<Runtime, RunError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(2).enable_all().build().map_err(RunError::system("starting threads"))
+    builder
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(RunError::system("starting threads"))
 }
 
 /// The parts, put together.
@@ -219,17 +242,41 @@ impl Wired {
         let (policy, unknown) = config.policy(&System);
         let lookup = Arc::new(Procfs::default());
         let full = config.audit.full_detail;
-        let access = Arc::new(Access::new(authority, policy, lookup, audit.clone(), full, clock.clone()));
+        let access = Arc::new(Access::new(
+            authority,
+            policy,
+            lookup,
+            audit.clone(),
+            full,
+            clock.clone(),
+        ));
         let backend = |(name, store): (&Name, &Store)| -> (Name, Arc<dyn Backend>) {
             (name.clone(), Arc::new(store.clone()))
         };
         let backends: HashMap<Name, Arc<dyn Backend>> = stores.iter().map(backend).collect();
         let cache = Arc::new(Cache::new(backends, times(config), epoch, clock.clone()));
         let catalogue = Catalogue::new(config, &System);
-        let tree = Tree::new(catalogue, Arc::clone(&access), Arc::clone(&cache), clock.timestamp());
-        let parts = AuditParts { target: config.audit.target.clone(), key };
+        let tree = Tree::new(
+            catalogue,
+            Arc::clone(&access),
+            Arc::clone(&cache),
+            clock.timestamp(),
+        );
+        let parts = AuditParts {
+            target: config.audit.target.clone(),
+            key,
+        };
         let unknown = unknown.iter().map(ToString::to_string).collect();
-        Ok(Self { access, cache, tree, stores, audit, parts, unknown, clock: clock.clone() })
+        Ok(Self {
+            access,
+            cache,
+            tree,
+            stores,
+            audit,
+            parts,
+            unknown,
+            clock: clock.clone(),
+        })
     }
 
     fn handler(self, daemon: Option<Arc<dyn crate::control::handler::Daemon>>) -> Handler {
@@ -248,7 +295,10 @@ impl Wired {
 }
 
 fn times(config: &Config) -> Times {
-    Times { ttl: config.cache.ttl, timeout: config.cache.timeout }
+    Times {
+        ttl: config.cache.ttl,
+        timeout: config.cache.timeout,
+    }
 }
 
 fn stores(config: &Config) -> impl Iterator<Item = (&Name, &StoreConfig)> {
@@ -268,7 +318,10 @@ fn open_stores(
         let file = identities.remove(name).ok_or(IdentityError::Nowhere)?;
         let memory = keys.remove(name).map(SecretMemory::map).transpose();
         let memory = memory.map_err(RunError::system("the memory for the identity"))?;
-        Ok((name.clone(), open_store(store, &place, file.into(), memory.as_ref(), clock)?))
+        Ok((
+            name.clone(),
+            open_store(store, &place, file.into(), memory.as_ref(), clock)?,
+        ))
     };
     stores(config).map(open).collect()
 }
@@ -282,7 +335,9 @@ fn open_store(
     memory: Option<&SecretMemory>,
     clock: &Clock,
 ) -> Result<Store, RunError> {
-    let opened = memory.and_then(SecretMemory::read).map(|text| SecretBytes::new(text.to_vec()));
+    let opened = memory
+        .and_then(SecretMemory::read)
+        .map(|text| SecretBytes::new(text.to_vec()));
     if let Some(text) = opened {
         let identity = Identity::parse(&text, place, &Prompt::nobody())?;
         match Store::open(&store.path, identity, clock.clone()) {
@@ -304,8 +359,14 @@ fn open_store(
 /// message is not printed, only the place, because it could quote anything.
 fn abort_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(place, "the server panicked; this is a mistake in secretfs, please report it");
+        let place = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        tracing::error!(
+            place,
+            "the server panicked; this is a mistake in secretfs, please report it"
+        );
         std::process::abort();
     }));
 }

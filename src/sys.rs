@@ -130,13 +130,21 @@ pub fn renounce(user: Option<&User>) -> io::Result<()> {
     if let Some(user) = user {
         become_user(user)?;
     }
-    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+    for set in [
+        CapSet::Ambient,
+        CapSet::Inheritable,
+        CapSet::Effective,
+        CapSet::Permitted,
+    ] {
         caps::clear(None, set).map_err(io::Error::other)?;
     }
     Ok(())
 }
 
-#[allow(clippy::disallowed_methods, reason = "this module is where identity changes belong")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "this module is where identity changes belong"
+)]
 fn become_user(user: &User) -> io::Result<()> {
     nix::unistd::setgroups(&nix::unistd::getgrouplist(&user.name, user.gid)?)?;
     nix::unistd::setresgid(user.gid, user.gid, user.gid)?;
@@ -159,7 +167,11 @@ impl User {
     /// If the name holds a null byte.
     pub fn new(name: &str, uid: Uid, gid: Gid) -> io::Result<Self> {
         let name = CString::new(name)?;
-        Ok(Self { name, uid: nix::unistd::Uid::from_raw(uid.0), gid: nix::unistd::Gid::from_raw(gid.0) })
+        Ok(Self {
+            name,
+            uid: nix::unistd::Uid::from_raw(uid.0),
+            gid: nix::unistd::Gid::from_raw(gid.0),
+        })
     }
 }
 
@@ -178,7 +190,9 @@ pub fn forbid_dumps() -> io::Result<()> {
 /// # Errors
 /// What the kernel says.
 pub fn die_with_parent() -> io::Result<()> {
-    Ok(nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?)
+    Ok(nix::sys::prctl::set_pdeathsig(
+        nix::sys::signal::Signal::SIGKILL,
+    )?)
 }
 
 /// A little memory that two processes share by a descriptor and that is never swapped, dumped or written anywhere.

@@ -44,7 +44,10 @@ impl FromStr for Named {
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, number) = text.split_once('=').ok_or("NAME=NUMBER")?;
         let name = name.parse::<Name>().map_err(|error| error.to_string())?;
-        Ok(Self { name, number: number.parse().map_err(|_| "not a number")? })
+        Ok(Self {
+            name,
+            number: number.parse().map_err(|_| "not a number")?,
+        })
     }
 }
 
@@ -56,7 +59,12 @@ impl FromStr for UserArg {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.splitn(3, ':');
-        let mut number = || parts.next().and_then(|part| part.parse().ok()).ok_or("UID:GID:NAME");
+        let mut number = || {
+            parts
+                .next()
+                .and_then(|part| part.parse().ok())
+                .ok_or("UID:GID:NAME")
+        };
         let (uid, gid) = (Uid(number()?), Gid(number()?));
         let user = sys::User::new(parts.next().ok_or("UID:GID:NAME")?, uid, gid);
         user.map(Self).map_err(|error| error.to_string())
@@ -69,10 +77,16 @@ impl FromStr for UserArg {
 /// [`RunError`]
 pub fn serve(config: &Path, serve: Serve, clock: &Clock) -> Result<(), RunError> {
     let adopt = |number| {
-        sys::adopt(number).map_err(|why| RunError::System { what: "a descriptor that only the keeper passes", why })
+        sys::adopt(number).map_err(|why| RunError::System {
+            what: "a descriptor that only the keeper passes",
+            why,
+        })
     };
     let adopt_named = |named: Vec<Named>| -> Result<_, RunError> {
-        named.into_iter().map(|Named { name, number }| Ok((name, adopt(number)?))).collect()
+        named
+            .into_iter()
+            .map(|Named { name, number }| Ok((name, adopt(number)?)))
+            .collect()
     };
     let inherited = Inherited {
         device: adopt(serve.device)?,

@@ -48,7 +48,9 @@ pub enum MountError {
         why: String,
     },
     /// No FUSE on this machine.
-    #[error("/dev/fuse: {0}: load the module (modprobe fuse) or, in a container, pass the device in (--device /dev/fuse)")]
+    #[error(
+        "/dev/fuse: {0}: load the module (modprobe fuse) or, in a container, pass the device in (--device /dev/fuse)"
+    )]
     NoDevice(io::Error),
     /// mount(2) says no.
     #[error("mountpoint {}: mount: {why}: mounting as root needs CAP_SYS_ADMIN", .path.display())]
@@ -86,7 +88,10 @@ impl Mountpoint {
     /// The mountpoint of the config at `source`.
     #[must_use]
     pub fn new(path: &Path, source: &Path) -> Self {
-        Self { path: path.to_owned(), source: source.to_owned() }
+        Self {
+            path: path.to_owned(),
+            source: source.to_owned(),
+        }
     }
 
     /// Where it is.
@@ -101,25 +106,48 @@ impl Mountpoint {
     /// # Errors
     /// [`MountError`]
     pub fn mount(&self) -> Result<OwnedFd, MountError> {
-        let no_folder = |why: String| MountError::NoFolder { path: self.path.clone(), why };
+        let no_folder = |why: String| MountError::NoFolder {
+            path: self.path.clone(),
+            why,
+        };
         match fs::metadata(&self.path) {
             Ok(found) if found.is_dir() => {}
             Ok(_) => return Err(no_folder("not a folder".to_owned())),
             Err(error) => return Err(no_folder(error.to_string())),
         }
-        if Uid::effective() == Uid::ROOT { self.mount_as_root() } else { self.mount_as_user() }
+        if Uid::effective() == Uid::ROOT {
+            self.mount_as_root()
+        } else {
+            self.mount_as_user()
+        }
     }
 
     fn mount_as_root(&self) -> Result<OwnedFd, MountError> {
-        let device = File::options().read(true).write(true).open("/dev/fuse").map_err(MountError::NoDevice)?;
-        let refused = |why: nix::Error| MountError::Refused { path: self.path.clone(), why: why.into() };
+        let device = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .map_err(MountError::NoDevice)?;
+        let refused = |why: nix::Error| MountError::Refused {
+            path: self.path.clone(),
+            why: why.into(),
+        };
         let (number, uid, gid) = (device.as_raw_fd(), Uid::effective(), Gid::effective());
-        let options = format!("fd={number},rootmode=40000,user_id={uid},group_id={gid},allow_other");
+        let options =
+            format!("fd={number},rootmode=40000,user_id={uid},group_id={gid},allow_other");
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        nix::mount::mount(Some(&self.source), &self.path, Some(TYPE), flags, Some(options.as_str())).map_err(refused)?;
+        nix::mount::mount(
+            Some(&self.source),
+            &self.path,
+            Some(TYPE),
+            flags,
+            Some(options.as_str()),
+        )
+        .map_err(refused)?;
         // Read-only as a mount, not as a file system: a later rotation renames through a mount of its own.
         let flags = flags | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        let attached = nix::mount::mount(None::<&str>, &self.path, None::<&str>, flags, None::<&str>);
+        let attached =
+            nix::mount::mount(None::<&str>, &self.path, None::<&str>, flags, None::<&str>);
         if let Err(error) = attached {
             let _ = self.detach();
             return Err(refused(error));
@@ -128,19 +156,38 @@ impl Mountpoint {
     }
 
     fn mount_as_user(&self) -> Result<OwnedFd, MountError> {
-        let pair = socket::socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC);
+        let pair = socket::socketpair(
+            AddressFamily::Unix,
+            SockType::Stream,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        );
         let (ours, theirs) = pair.map_err(|error| MountError::NoHelper(error.into()))?;
-        let passed = theirs.try_clone().and_then(|theirs| pass_on(&theirs)).map_err(MountError::NoHelper)?;
+        let passed = theirs
+            .try_clone()
+            .and_then(|theirs| pass_on(&theirs))
+            .map_err(MountError::NoHelper)?;
         let mut options = OsString::from("nosuid,nodev,noexec,subtype=secretfs,fsname=");
         options.push(escaped(self.source.as_os_str()));
         if others_allowed() {
             options.push(",allow_other");
         } else {
-            tracing::warn!("only you can read below {}: add user_allow_other to /etc/fuse.conf to let others in", self.path.display());
+            tracing::warn!(
+                "only you can read below {}: add user_allow_other to /etc/fuse.conf to let others in",
+                self.path.display()
+            );
         }
         let mut helper = Command::new("fusermount3");
-        helper.arg("-o").arg(options).arg("--").arg(&self.path).env("_FUSE_COMMFD", passed.as_raw_fd().to_string());
-        let mut helper = helper.stdin(Stdio::null()).spawn().map_err(MountError::NoHelper)?;
+        helper
+            .arg("-o")
+            .arg(options)
+            .arg("--")
+            .arg(&self.path)
+            .env("_FUSE_COMMFD", passed.as_raw_fd().to_string());
+        let mut helper = helper
+            .stdin(Stdio::null())
+            .spawn()
+            .map_err(MountError::NoHelper)?;
         drop((theirs, passed));
         // fusermount3 either sends the descriptor or exits, which closes its end.
         let device = receive(&ours);
@@ -165,14 +212,23 @@ impl Mountpoint {
     /// # Errors
     /// [`MountError::Taken`] if a mount of another config is in the way; [`MountError::Stays`].
     pub fn heal(&self) -> Result<bool, MountError> {
-        let stays = |why| MountError::Stays { path: self.path.clone(), why };
+        let stays = |why| MountError::Stays {
+            path: self.path.clone(),
+            why,
+        };
         let listed = self.listed().map_err(stays)?;
         if let Some(foreign) = listed.iter().find(|mount| mount.source != self.source) {
-            return Err(MountError::Taken { path: self.path.clone(), source_config: foreign.source.clone() });
+            return Err(MountError::Taken {
+                path: self.path.clone(),
+                source_config: foreign.source.clone(),
+            });
         }
         for mount in &listed {
             // Who still waits for the dead daemon is let go; only root and the mount's owner may, so it may fail.
-            let _ = fs::write(format!("/sys/fs/fuse/connections/{}/abort", mount.connection), "1");
+            let _ = fs::write(
+                format!("/sys/fs/fuse/connections/{}/abort", mount.connection),
+                "1",
+            );
             self.detach().map_err(stays)?;
         }
         Ok(!listed.is_empty())
@@ -184,10 +240,20 @@ impl Mountpoint {
     /// What the kernel or fusermount3 says.
     pub fn detach(&self) -> io::Result<()> {
         if Uid::effective() == Uid::ROOT {
-            return Ok(nix::mount::umount2(&self.path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?);
+            return Ok(nix::mount::umount2(
+                &self.path,
+                MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW,
+            )?);
         }
-        let helper = Command::new("fusermount3").args(["-u", "-z", "-q", "--"]).arg(&self.path).status()?;
-        if helper.success() { Ok(()) } else { Err(io::Error::other("fusermount3 -u refused")) }
+        let helper = Command::new("fusermount3")
+            .args(["-u", "-z", "-q", "--"])
+            .arg(&self.path)
+            .status()?;
+        if helper.success() {
+            Ok(())
+        } else {
+            Err(io::Error::other("fusermount3 -u refused"))
+        }
     }
 }
 
@@ -204,15 +270,19 @@ fn receive(socket: &OwnedFd) -> Option<OwnedFd> {
     let (mut byte, mut space) = ([0_u8; 1], nix::cmsg_space!([i32; 1]));
     let mut buffers = [IoSliceMut::new(&mut byte)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = socket::recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), flags).ok()?;
-    let Some(ControlMessageOwned::ScmRights(sent)) = message.cmsgs().ok()?.next() else { return None };
+    let message =
+        socket::recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), flags).ok()?;
+    let Some(ControlMessageOwned::ScmRights(sent)) = message.cmsgs().ok()?.next() else {
+        return None;
+    };
     sys::adopt(*sent.first()?).ok()
 }
 
 /// Whether fusermount3 lets a plain user's mount be read by others.
 #[must_use]
 pub fn others_allowed() -> bool {
-    fs::read_to_string("/etc/fuse.conf").is_ok_and(|conf| conf.lines().any(|line| line.trim() == "user_allow_other"))
+    fs::read_to_string("/etc/fuse.conf")
+        .is_ok_and(|conf| conf.lines().any(|line| line.trim() == "user_allow_other"))
 }
 
 /// fusermount3 splits its options at commas.
@@ -236,9 +306,15 @@ fn parse_mountinfo(mountinfo: &[u8], mountpoint: &Path) -> Vec<Listed> {
         }
         let source = unescaped(fields.next()?);
         let minor = std::str::from_utf8(device).ok()?.split_once(':')?.1;
-        Some(Listed { source, connection: minor.parse().ok()? })
+        Some(Listed {
+            source,
+            connection: minor.parse().ok()?,
+        })
     };
-    mountinfo.split(|byte| *byte == b'\n').filter_map(mount).collect()
+    mountinfo
+        .split(|byte| *byte == b'\n')
+        .filter_map(mount)
+        .collect()
 }
 
 /// Undoes mountinfo's octal escapes: `\040` is a blank.
@@ -247,13 +323,17 @@ fn unescaped(field: &[u8]) -> PathBuf {
     let mut rest = field;
     while let Some((byte, after)) = rest.split_first() {
         let octal = match (byte, after.get(..3)) {
-            (b'\\', Some(digits)) => {
-                std::str::from_utf8(digits).ok().and_then(|digits| u8::from_str_radix(digits, 8).ok())
-            }
+            (b'\\', Some(digits)) => std::str::from_utf8(digits)
+                .ok()
+                .and_then(|digits| u8::from_str_radix(digits, 8).ok()),
             _ => None,
         };
         bytes.push(octal.unwrap_or(*byte));
-        rest = if octal.is_some() { after.get(3..).unwrap_or_default() } else { after };
+        rest = if octal.is_some() {
+            after.get(3..).unwrap_or_default()
+        } else {
+            after
+        };
     }
     PathBuf::from(OsString::from_vec(bytes))
 }
@@ -270,8 +350,20 @@ mod tests {
             52 36 0:46 / /my\\040secrets rw - fuse.secretfs /home/a\\134b/c.toml rw\n\
             torn 52 line\n";
         let at = |path: &str| parse_mountinfo(mountinfo, Path::new(path));
-        assert_eq!(at("/secrets"), [Listed { source: "/etc/secretfs/config.toml".into(), connection: 44 }]);
-        assert_eq!(at("/my secrets"), [Listed { source: "/home/a\\b/c.toml".into(), connection: 46 }]);
+        assert_eq!(
+            at("/secrets"),
+            [Listed {
+                source: "/etc/secretfs/config.toml".into(),
+                connection: 44
+            }]
+        );
+        assert_eq!(
+            at("/my secrets"),
+            [Listed {
+                source: "/home/a\\b/c.toml".into(),
+                connection: 46
+            }]
+        );
         assert_eq!(at("/"), []);
     }
 

@@ -57,7 +57,10 @@ impl Running {
         }
         let running = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
-            let config = running.config.lock().unwrap_or_else(PoisonError::into_inner);
+            let config = running
+                .config
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             running.apply(&config);
         });
     }
@@ -79,7 +82,10 @@ impl Daemon for Running {
         let fixed = fixed(&config, &new);
         if !fixed.is_empty() {
             let file = config.file.display();
-            return Err(format!("{file}: {} cannot change while the daemon runs: restart it", fixed.join(", ")));
+            return Err(format!(
+                "{file}: {} cannot change while the daemon runs: restart it",
+                fixed.join(", ")
+            ));
         }
         self.apply(&new);
         *config = new;
@@ -94,11 +100,19 @@ impl Daemon for Running {
     }
 
     fn unknown(&self) -> Vec<String> {
-        self.unknown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.unknown
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn mount(&self) -> String {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner).mount.display().to_string()
+        self.config
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .mount
+            .display()
+            .to_string()
     }
 
     fn since(&self) -> Timestamp {
@@ -116,5 +130,8 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("[backends]", old.backends != new.backends),
         ("[audit]", old.audit != new.audit),
     ];
-    changed.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
+    changed
+        .into_iter()
+        .filter_map(|(key, changed)| changed.then_some(key))
+        .collect()
 }

@@ -11,7 +11,10 @@ use crate::secret::SecretBytes;
 /// A number that grows at each start, so that generations do, too.
 pub(super) fn next_epoch(state: &Path) -> Result<u32, RunError> {
     let path = state.join("epoch");
-    let fails = |why: io::Error| RunError::File { path: path.clone(), why };
+    let fails = |why: io::Error| RunError::File {
+        path: path.clone(),
+        why,
+    };
     let last = match fs::read_to_string(&path) {
         Ok(text) => text.trim().parse::<u32>().map_err(|_| {
             fails(io::Error::other("does not hold a number: remove it, and generations are counted from the start again"))
@@ -28,18 +31,24 @@ pub(super) fn next_epoch(state: &Path) -> Result<u32, RunError> {
 pub(super) fn audit_key(state: &Path) -> Result<SecretBytes, RunError> {
     const LENGTH: usize = 32;
     let path = state.join("audit.key");
-    let fails = |why: io::Error| RunError::File { path: path.clone(), why };
+    let fails = |why: io::Error| RunError::File {
+        path: path.clone(),
+        why,
+    };
     match fs::File::open(&path) {
         Ok(mut file) => {
             let key = SecretBytes::read_from(&mut file, LENGTH).map_err(fails)?;
             if key.len() == LENGTH {
                 return Ok(key);
             }
-            Err(fails(io::Error::other("is damaged: move it away together with the audit log that it belongs to")))
+            Err(fails(io::Error::other(
+                "is damaged: move it away together with the audit log that it belongs to",
+            )))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut key = zeroize::Zeroizing::new([0; LENGTH]);
-            aws_lc_rs::rand::fill(key.as_mut_slice()).map_err(|_| fails(io::Error::other("no randomness")))?;
+            aws_lc_rs::rand::fill(key.as_mut_slice())
+                .map_err(|_| fails(io::Error::other("no randomness")))?;
             write_whole(&path, key.as_slice(), false)?;
             Ok(SecretBytes::new(key.to_vec()))
         }
