@@ -175,3 +175,30 @@ fn a_removed_log_begins_again_where_the_chain_was() {
     let (lines, report) = log.read();
     assert_eq!((total(&lines), report.first, report.broken), (1, 3, None));
 }
+
+#[test]
+fn a_flood_from_many_threads_is_told_in_full() {
+    const THREADS: u64 = 4;
+    const EACH: u64 = 10_000;
+    let log = Log::new(1 << 30);
+    let audit = Audit::start(&log.config, &key(), Clock::default()).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (audit, log) = (&audit, &log);
+            scope.spawn(move || {
+                for number in 0..EACH {
+                    let path = match number % 2 {
+                        0 => "billing/same".to_owned(),
+                        _ => format!("billing/s{thread}-{number}"),
+                    };
+                    audit.record(log.event(&path));
+                }
+            });
+        }
+    });
+    until("the queue is empty again", || audit.ready().is_ok());
+    audit.close(DEADLINE).unwrap();
+    let (lines, report) = log.read();
+    assert_eq!(report.broken, None);
+    assert_eq!(total(&lines) + report.lost, THREADS * EACH);
+}
