@@ -158,9 +158,10 @@ fn places(top: &Section<'_>, config: &Config) {
 /// `None` for a backend that is wrong, and told; it is defined all the same.
 fn backend(item: &Item<'_>) -> Option<BackendConfig> {
     // The type decides which keys are known, so it is looked at before them.
-    let kind = item.peek("type");
-    let Some(kind) = kind else {
-        item.fail("`type` is missing: write type = \"store\"");
+    let Some(kind) = item.peek("type") else {
+        if item.must_be_table() {
+            item.fail("`type` is missing: write type = \"store\"");
+        }
         return None;
     };
     if kind.text("a backend's type, as in \"store\"")? != "store" {
