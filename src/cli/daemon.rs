@@ -30,8 +30,8 @@ pub(crate) fn unmount(session: &mut Session) -> Result<(), Failure> {
     if served {
         let () = session.ask(Request::Unmount {})?;
         let deadline = session.clock.now() + END;
-        // The keeper holds the lock until everything is gone.
-        while session.try_lock()?.is_none() {
+        // The keeper takes the socket away when everything else is gone.
+        while session.socket().exists() {
             if session.clock.now() >= deadline {
                 return Err(Failure::failed(format!(
                     "{}: the daemon was told to end, and has not within {} s: see its log, and who holds files open there (`fuser -m`)",
