@@ -15,9 +15,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tar::{Builder, EntryType, Header};
 
+use super::files::{self, Before, Staged, read_value};
 use super::index::{Index, Record, Sealed, Secret};
 use super::seal::{self, OpenWith, SealTo, Unreadable};
-use super::{Before, Progress, Staged, Store, StoreError, fit_description, read_value};
+use super::storage::{File, Folder};
+use super::{Progress, Store, StoreError, fit_description};
 use crate::secret::{MAX_VALUE, Name, SecretBytes, SecretPath};
 
 const FORMAT: u64 = 1;
@@ -142,9 +144,9 @@ impl Store {
         let index = merge(&state.index, catalogue, values)?;
         self.switch(index, state.identity.clone(), staged, Before::Keep)?;
         for file in old {
-            super::remove(self.storage(), super::File::Value(file))?;
+            files::remove(self.storage(), File::Value(file))?;
         }
-        super::sync(self.storage(), super::Folder::Values)
+        files::sync(self.storage(), Folder::Values)
     }
 
     fn names_still(&self, path: &SecretPath, record: &Record) -> bool {
