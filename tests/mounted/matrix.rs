@@ -44,7 +44,6 @@ secrets.hot = { reads = "cached" }
 
 [services.for-nobody]
 source = "local:for-nobody"
-allow = []
 secrets.hot = { reads = "cached" }
 
 [services.narrowed]
