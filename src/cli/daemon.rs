@@ -13,13 +13,6 @@ use crate::keeper::{self, KeeperError};
 const END: Duration = Duration::from_secs(15);
 
 pub(crate) fn mount(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), Failure> {
-    let ready = || {
-        // Type=notify: what is ordered after us may start. Without systemd there is nobody to tell.
-        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-            tracing::warn!(%error, "systemd was not told that the mount is ready");
-        }
-        ready();
-    };
     keeper::run(config, clock, ready).map_err(|error| keeper_failure(&error))
 }
 
