@@ -10,10 +10,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::access::{Access, Authority};
 use crate::audit::{Audit, AuditError};
@@ -28,6 +30,7 @@ use crate::config::{BackendConfig, Config, ConfigErrors, StoreConfig};
 use crate::control::handler::{Handler, Parts};
 use crate::control::server::{self, Limits};
 use crate::fs::{Catalogue, Tree};
+use crate::fuse::Session;
 use crate::keeper;
 use crate::secret::{Name, SecretBytes};
 use crate::sys::{self, SecretMemory};
@@ -132,7 +135,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let running = Arc::new(Running::new(config, &wired, ending, clock));
 
     let runtime = runtime()?;
-    let session = crate::fuse::Session::start(
+    let session = Session::start(
         Arc::clone(&wired.tree),
         inherited.device,
         runtime.handle().clone(),
@@ -147,7 +150,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         let mut hang_up = signal(SignalKind::hangup())?;
         // Ctrl-C reaches the whole foreground group; the keeper answers it and ends us in order.
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let (end, ended) = oneshot::channel::<()>();
         let shutdown = async { drop(ended.await) };
         let control = tokio::spawn(server::serve(
             listener,
@@ -156,7 +159,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
             Limits::default(),
             shutdown,
         ));
-        let mut lost = tokio::task::spawn_blocking(move || session.wait());
+        let mut lost = watch(session)?;
         let mut accounts = tokio::time::interval(ACCOUNTS);
         accounts.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         word.write_all(&keeper::READY)?;
@@ -166,7 +169,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
                 _ = interrupt.recv() => {}
                 _ = hang_up.recv() => running.reload_in_background(),
                 _ = accounts.tick() => running.look_up_accounts_in_background(),
-                ended = &mut lost => break ended.map_err(io::Error::other).and_then(|ended| ended),
+                ended = &mut lost => break ended.map_err(io::Error::other).flatten(),
             }
         };
         drop(end);
@@ -178,6 +181,16 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     }
     runtime.shutdown_timeout(DRAIN);
     served.map_err(RunError::system("serving"))
+}
+
+/// Says when the mount is gone. On a thread of its own: the runtime's end would wait for one of its own.
+fn watch(session: Session) -> io::Result<oneshot::Receiver<io::Result<()>>> {
+    let (lost, gone) = oneshot::channel();
+    let wait = move || drop(lost.send(session.wait()));
+    thread::Builder::new()
+        .name("session".to_owned())
+        .spawn(wait)?;
+    Ok(gone)
 }
 
 /// The parts of a command that works on the store itself. The caller holds the config's lock.

@@ -9,7 +9,7 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "this is a test, and clippy takes helpers outside of #[test] functions for something else"
+    reason = "this is a test, and clippy sees only #[test] functions as such"
 )]
 
 use std::collections::BTreeMap;

@@ -56,8 +56,13 @@ enum Change<'a> {
 
 fn change(path: &Path, change: &Change<'_>) -> Result<Edited, ConfigErrors> {
     let real = open::open(path)?.path;
-    let fail =
-        |error: io::Error| ConfigErrors::one(&real, format!("it cannot be changed: {error}"));
+    let fail = |error: io::Error| {
+        let mend = match error.kind() == io::ErrorKind::PermissionDenied {
+            true => ": run this as its owner",
+            false => "",
+        };
+        ConfigErrors::one(&real, format!("it cannot be changed: {error}{mend}"))
+    };
     let folder = lock(real.parent().unwrap_or(Path::new("/"))).map_err(fail)?;
     let opened = open::open(&real)?;
     let (text, edited) = edit(&opened.text, &real, &accounts::System, change)?;
