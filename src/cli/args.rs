@@ -209,7 +209,8 @@ secretfs rekey
     Status,
     /// Say why someone may read a secret or may not
     ///
-    /// Without --pid and --uid it answers for you. Also says where the value comes from.
+    /// Without --pid and --uid it answers for you. Also says where the value comes from. A --uid is taken to have all
+    /// groups of its account, and to run in no unit and no container.
     #[command(after_help = examples("\
 secretfs explain billing/db-password --pid 4711
   secretfs explain billing/db-password --uid billing --gid billing"))]
@@ -239,6 +240,8 @@ secretfs explain billing/db-password --pid 4711
     #[command(after_help = examples("secretfs reload"))]
     Reload,
     /// Read the audit log and verify that nothing was changed in it
+    ///
+    /// With --json an object a line, and a last one that sums up. Exits with 1 if the log was changed.
     #[command(after_help = examples("\
 secretfs audit --denied --since 1h
   secretfs audit --secret billing/db-password

@@ -18,7 +18,7 @@ use tokio::time::{interval, sleep, timeout};
 
 use crate::caller::{Caller, Lookup};
 use crate::control::protocol::{
-    self, Failure, Header, Hello, MAX_CHUNK, MAX_REQUEST, Part, Reply, parse, parse_header,
+    self, Failure, Header, Hello, Kind, MAX_CHUNK, MAX_REQUEST, Part, Reply, parse, parse_header,
 };
 use crate::control::wire::{Wire, WireError};
 use crate::control::{Answer, Body, Commands, Event, Exchange, Interrupted, peer};
@@ -44,8 +44,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 128,
-            per_uid: 32,
+            connections: 256,
+            per_uid: 64,
             idle: Duration::from_secs(30),
             transfer: Duration::from_secs(10),
             heartbeat: Duration::from_secs(2),
@@ -111,7 +111,10 @@ async fn welcome(
     let caller = peer::identify(stream.as_fd(), lookup)?;
     let mut wire = Wire::new(stream, MAX_REQUEST);
     let Some(seat) = seats.take(caller.uid) else {
-        let busy = Failure::failed("too many control connections are open: try again in a moment");
+        let busy = Failure::new(
+            Kind::Busy,
+            "too many control connections are open: try again in a moment",
+        );
         return wire.send(&Reply::Error(busy), &[], limits.transfer).await;
     };
     let mut connection = Connection {

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::caller::{CallerError, Cgroup};
 use crate::control::client::{Client, Upload};
-use crate::control::protocol::{Kind, Request};
+use crate::control::protocol::Request;
 use crate::secret::{MAX_VALUE, SecretBytes};
 use crate::sys::{Gid, Tid};
 
