@@ -488,12 +488,16 @@ impl Tree {
     /// The value at a reference has changed: when the future ends, every following open sees the new one.
     pub fn changed(&self, reference: &Reference) -> BoxFuture<'static, ()> {
         self.cache.invalidate(reference);
-        self.forget_names(self.inodes.supersede_from(reference))
+        // Each that may show it, not only those that have: one may be on its way.
+        let mut paths = self.catalogue.load().paths_from(reference);
+        paths.retain(|path| self.inodes.supersede_path(path));
+        self.forget_names(paths)
     }
 
     /// The same for everything that was ever fetched.
-    pub fn invalidate_all(&self) {
+    pub fn invalidate_all(&self) -> BoxFuture<'static, ()> {
         self.cache.invalidate_all();
+        self.forget_names(self.inodes.supersede_all())
     }
 
     /// How much there is of everything.
@@ -544,7 +548,7 @@ impl Tree {
         };
         let catalogue = self.catalogue.load();
         let path = SecretPath { service, name };
-        if catalogue.bound_names(&path.service).contains(&path.name) {
+        if catalogue.is_bound(&path) {
             return Answer::Ready(Ok(self.file(&self.inodes.secret(&path))));
         }
         let Some(folder) = catalogue.folder(&path.service) else {
@@ -648,12 +652,13 @@ impl Tree {
 
     fn opened(&self, node: &Arc<SecretNode>, generation: &Arc<Generation>) -> Opened {
         let reads = self.catalogue.load().look(&node.path).reads;
-        let outdated = node.shown().is_some_and(|shown| shown != generation.number);
-        if outdated && self.inodes.supersede(node) {
+        // A superseded inode may stand for one generation after the other: never through the page cache.
+        let cached = reads == Reads::Cached && self.inodes.is_current(node);
+        let pinned = node.pin(generation, cached);
+        if pinned.outdates && self.inodes.supersede(node) {
             // Nobody waits for this: the open that found it out has its value.
             drop(self.forget_names(vec![node.path.clone()]));
         }
-        let pinned = node.pin(generation, reads == Reads::Cached && !outdated);
         let (node, generation, superseding) =
             (Arc::clone(node), Arc::clone(generation), pinned.superseding);
         let fh = self.handles.add_file(OpenFile {
@@ -664,7 +669,7 @@ impl Tree {
         });
         Opened {
             fh,
-            direct: reads == Reads::Checked || outdated || superseding,
+            direct: pinned.direct,
             keep_pages: pinned.keep_pages,
             tell: pinned.tell,
         }

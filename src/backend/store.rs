@@ -44,7 +44,7 @@ pub use storage::{write_whole, write_whole_with};
 
 use files::{Before, Staged};
 use index::{Index, ValueFile};
-use storage::{Disk, File, Folder, Storage};
+use storage::{Disk, File, Folder, KEPT, Storage};
 
 /// The longest description, in bytes.
 pub const MAX_DESCRIPTION: usize = 1024;
@@ -117,8 +117,8 @@ impl Store {
         identity: &Identity,
         clock: Clock,
     ) -> Result<Self, StoreError> {
-        let taken = [File::Index, File::Kept(1), File::Kept(2), File::Kept(3)];
-        for file in taken {
+        let kept = (1..=KEPT).map(File::Kept);
+        for file in std::iter::once(File::Index).chain(kept) {
             if files::exists(storage.as_ref(), file)? {
                 return Err(StoreError::Exists(storage.path(file)));
             }
@@ -164,13 +164,12 @@ impl Store {
         value: &SecretBytes,
         description: Option<&str>,
     ) -> Result<Version, StoreError> {
-        let mut versions = self.put_all(&[NewValue {
+        let new = NewValue {
             path,
             value,
             description,
-        }])?;
-        // One value went in, so one version came out.
-        versions.pop().ok_or_else(|| StoreError::absent(path, None))
+        };
+        only(self.put_all(&[new])?, path)
     }
 
     /// Writes a new version of each: all of them or, if it fails, none. The versions come in the same order.
@@ -186,7 +185,14 @@ impl Store {
                 return Err(StoreError::Description(new.path.clone()));
             }
         }
-        let _changing = self.changing();
+        self.put_while(&self.changing(), new)
+    }
+
+    fn put_while(
+        &self,
+        _changing: &MutexGuard<'_, ()>,
+        new: &[NewValue<'_>],
+    ) -> Result<Vec<Version>, StoreError> {
         let state = self.state();
         let mut index = state.index.clone();
         let mut staged = self.stage();
@@ -298,8 +304,14 @@ impl Store {
     /// # Errors
     /// As [`Store::get`] and [`Store::put`].
     pub fn rollback(&self, path: &SecretPath, to: &Version) -> Result<Version, StoreError> {
-        let value = self.get(path, Some(to))?.value;
-        self.put(path, &value, None)
+        // Were the value read before nobody else can change the store, it could come back after it was destroyed.
+        let changing = self.changing();
+        let new = NewValue {
+            path,
+            value: &self.get(path, Some(to))?.value,
+            description: None,
+        };
+        only(self.put_while(&changing, &[new])?, path)
     }
 
     /// The key of the audit log's chain, which never changes.
@@ -397,6 +409,17 @@ impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Store").field(&self.path()).finish()
     }
+}
+
+/// The version that came out where one value went in.
+fn only(mut versions: Vec<Version>, path: &SecretPath) -> Result<Version, StoreError> {
+    versions.pop().ok_or_else(|| StoreError::absent(path, None))
+}
+
+/// Reads any bytes as an index, for the fuzzer.
+#[doc(hidden)]
+pub fn fuzz_index(document: &SecretBytes) {
+    drop(Index::parse(document).map(|index| index.records().count()));
 }
 
 fn fit_description(text: &str) -> bool {

@@ -13,13 +13,6 @@ use crate::keeper::{self, KeeperError};
 const END: Duration = Duration::from_secs(15);
 
 pub(crate) fn mount(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), Failure> {
-    let ready = || {
-        // Type=notify: what is ordered after us may start. Without systemd there is nobody to tell.
-        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-            tracing::warn!(%error, "systemd was not told that the mount is ready");
-        }
-        ready();
-    };
     keeper::run(config, clock, ready).map_err(|error| keeper_failure(&error))
 }
 
@@ -37,8 +30,8 @@ pub(crate) fn unmount(session: &mut Session) -> Result<(), Failure> {
     if served {
         let () = session.ask(Request::Unmount {})?;
         let deadline = session.clock.now() + END;
-        // The keeper holds the lock until everything is gone.
-        while session.try_lock()?.is_none() {
+        // The keeper takes the socket away when everything else is gone.
+        while session.socket().exists() {
             if session.clock.now() >= deadline {
                 return Err(Failure::failed(format!(
                     "{}: the daemon was told to end, and has not within {} s: see its log, and who holds files open there (`fuser -m`)",

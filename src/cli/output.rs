@@ -107,6 +107,10 @@ impl Output {
                 }
             }));
         }
+        // Nothing before the first column: a script may take it by its place.
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
         if self.colour {
             table.enforce_styling();
         } else {
@@ -118,6 +122,11 @@ impl Output {
             .collect::<Vec<_>>()
             .join("\n")
     }
+}
+
+/// Says something to the person at the terminal: on stderr, so that a pipe gets only what was asked for.
+pub(crate) fn note(text: &str) {
+    let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
 }
 
 /// A plain cell.

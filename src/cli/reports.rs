@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::cli::input;
-use crate::cli::output::{Mood, Styled, plain, printable};
+use crate::cli::output::{Mood, Styled, note, plain, printable};
 use crate::cli::session::{Session, understand};
 use crate::control::answers::{AuditLine, AuditSummary, Explained, Status};
 use crate::control::client::Upload;
@@ -204,6 +204,6 @@ pub(crate) fn audit(session: &mut Session, wanted: Wanted) -> Result<(), Failure
         (0, 0) => String::new(),
         (torn, lost) => format!(", {torn} torn by a crash, {lost} events lost"),
     };
-    tracing::info!("{} lines read, {verified}{lost}", summary.lines);
+    note(&format!("{} lines read, {verified}{lost}", summary.lines));
     Ok(())
 }

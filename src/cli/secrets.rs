@@ -1,6 +1,6 @@
 //! put, get, ls, history, rm, rollback, import.
 
-use std::io::{Seek, Write};
+use std::io::Seek;
 use std::path::Path;
 
 use base64::Engine as _;
@@ -12,7 +12,7 @@ use crate::cli::args::{Import, Put};
 use crate::cli::generate::{Spec, generate};
 use crate::cli::import::{Imported, parse_dir, parse_env, parse_json};
 use crate::cli::input;
-use crate::cli::output::{Mood, Progress, plain};
+use crate::cli::output::{Mood, Progress, note, plain};
 use crate::cli::session::{Session, understand};
 use crate::control::answers::{Kept, Listed, Removed, Touched};
 use crate::control::client::Upload;
@@ -85,10 +85,10 @@ pub(crate) fn get(
         .value
         .ok_or_else(|| Failure::failed("the daemon gave no value: restart it"))?;
     if touched.stale {
-        tracing::warn!(
-            "{}: the backend cannot be reached; this value may be old",
+        note(&format!(
+            "{}: the backend cannot be reached: this value may be old",
             touched.path
-        );
+        ));
     }
     if session.output.json {
         return session.output.raw(&as_json(&touched, &value)?);
@@ -219,13 +219,11 @@ pub(crate) fn import(session: &mut Session, import: Import) -> Result<(), Failur
     for touched in &done {
         tell_version(session, touched)?;
     }
-    // On stderr, like all advice, so that a pipe gets only what was imported.
-    let advice = format!(
-        "{} imported. The values are still in {origin}: delete it (shred -u), and its copies in backups and version control, or change the secrets.\n",
+    note(&format!(
+        "{} imported. The values are still in {origin}: delete it (shred -u), and its copies in backups and version control, or change the secrets.",
         done.len(),
         origin = origin.display()
-    );
-    let _ = std::io::stderr().write_all(advice.as_bytes());
+    ));
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -168,6 +169,8 @@ impl Session {
             .write(true)
             .create(true)
             .truncate(false)
+            // Whoever could open it could hold it, and keep every daemon from starting.
+            .mode(0o600)
             .open(&path)
             .map_err(fails)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -211,7 +214,9 @@ impl Session {
         })
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Where a daemon listens.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
         self.config.runtime.join(SOCKET)
     }
 }

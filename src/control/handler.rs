@@ -25,6 +25,7 @@ use crate::config::AuditTarget;
 use crate::control::protocol::Request;
 use crate::control::{Answer, Body, Commands, Event, Exchange, Failure, Kind};
 use crate::fs::Tree;
+use crate::policy::Reason;
 use crate::secret::{Name, SecretBytes, SecretPath};
 
 mod copies;
@@ -203,7 +204,10 @@ impl Job<'_> {
 
     fn denied(&self, denied: &Denied, mend: &str) -> Failure {
         let mend = match denied {
-            Denied::Policy(_) => format!("{mend} in the config must name uid {}", self.caller.uid),
+            Denied::Policy(Reason::Closed(_)) => "see `secretfs doctor`".to_owned(),
+            Denied::Policy(Reason::NoService | Reason::NoRule | Reason::Narrowed) => {
+                format!("{mend} in the config must name uid {}", self.caller.uid)
+            }
             Denied::Caller(_) => "ask from where the daemon can see you".to_owned(),
             Denied::Audit(_) => "see `secretfs doctor`".to_owned(),
         };
@@ -334,7 +338,8 @@ fn store_failure(error: &StoreError) -> Failure {
 fn backend_failure(path: &SecretPath, error: &BackendError) -> Failure {
     let kind = match error {
         BackendError::Absent(_) => {
-            return Failure::new(Kind::Absent, error.to_string());
+            let message = format!("no such secret: {path}: see `secretfs ls {}`", path.service);
+            return Failure::new(Kind::Absent, message);
         }
         BackendError::Refused(_) => Kind::Denied,
         BackendError::Unreachable(_) | BackendError::Timeout(_) => Kind::Unavailable,

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io;
 
 use super::seal::Unreadable;
-use super::storage::KEPT;
 use super::storage::fake::Fake;
 use super::*;
 

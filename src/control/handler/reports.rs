@@ -145,7 +145,7 @@ impl Job<'_> {
         self.may_steer("doctor")?;
         let mut checks = Vec::new();
         for (name, store) in &self.parts.stores {
-            let report = store.check(&mut |done, total| self.progress(done, total));
+            let report = store.verify(&mut |done, total| self.progress(done, total));
             let check = format!("store {name}");
             if report.damaged.is_empty() {
                 let detail = format!("{} values, every one can be read", report.sound);
