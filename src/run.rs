@@ -124,6 +124,9 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     sys::forbid_dumps().map_err(RunError::system("forbidding core dumps"))?;
     sys::die_with_parent().map_err(RunError::system("dying with the keeper"))?;
     abort_on_panic();
+    Procfs::default()
+        .check()
+        .map_err(RunError::system("/proc"))?;
 
     let config = Config::load(config)?;
     let stores = open_stores(&config, inherited.identities, inherited.keys, clock)?;

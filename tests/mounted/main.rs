@@ -15,4 +15,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod descriptors;
 mod matrix;
+mod namespaces;
+mod units;
