@@ -1,7 +1,7 @@
 //! doctor: every check with its mend.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -80,6 +80,11 @@ fn machine() -> Vec<Check> {
     let device = File::options().read(true).write(true).open("/dev/fuse");
     checks.push(match device {
         Ok(_) => check("/dev/fuse", Health::Good, "can be opened"),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => check(
+            "/dev/fuse",
+            Health::Wrong,
+            format!("{error}: everyone may open it elsewhere: chmod 0666 /dev/fuse, or start secretfs as root"),
+        ),
         Err(error) => check(
             "/dev/fuse",
             Health::Wrong,

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{interval, sleep, timeout};
 
@@ -69,6 +69,7 @@ pub async fn serve(
     let listener = UnixListener::from_std(listener)?;
     let seats = Arc::new(Seats::new(limits));
     let mut connections = JoinSet::new();
+    let (end, ending) = watch::channel(());
     tokio::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
@@ -80,8 +81,10 @@ pub async fn serve(
             Ok((stream, _)) => {
                 let seats = Arc::clone(&seats);
                 let (commands, lookup) = (Arc::clone(&commands), Arc::clone(&lookup));
+                let ending = ending.clone();
                 connections.spawn(async move {
-                    if let Err(error) = welcome(stream, &seats, commands, &*lookup, limits).await {
+                    let served = welcome(stream, &seats, commands, &*lookup, limits, ending).await;
+                    if let Err(error) = served {
                         tracing::debug!(%error, "a control connection ended early");
                     }
                 });
@@ -93,7 +96,7 @@ pub async fn serve(
             }
         }
     }
-    drop(listener);
+    drop((listener, end));
     let drained = async { while connections.join_next().await.is_some() {} };
     if timeout(limits.drain, drained).await.is_err() {
         tracing::warn!("commands were still running when the daemon ended");
@@ -107,6 +110,7 @@ async fn welcome(
     commands: Arc<dyn Commands>,
     lookup: &dyn Lookup,
     limits: Limits,
+    ending: watch::Receiver<()>,
 ) -> Result<(), WireError> {
     let caller = peer::identify(stream.as_fd(), lookup)?;
     let mut wire = Wire::new(stream, MAX_REQUEST);
@@ -123,6 +127,7 @@ async fn welcome(
         commands,
         limits,
         seat: Arc::new(seat),
+        ending,
     };
     connection.run().await
 }
@@ -134,6 +139,8 @@ struct Connection {
     commands: Arc<dyn Commands>,
     limits: Limits,
     seat: Arc<Seat>,
+    /// Closed when the daemon ends.
+    ending: watch::Receiver<()>,
 }
 
 impl Connection {
@@ -152,7 +159,12 @@ impl Connection {
         };
         self.wire.send(&hello, &[], self.limits.transfer).await?;
         loop {
-            match self.wire.ready(self.limits.idle).await {
+            let ready = tokio::select! {
+                ready = self.wire.ready(self.limits.idle) => ready,
+                // Nobody waits for this one.
+                _ = self.ending.changed() => return Ok(()),
+            };
+            match ready {
                 Err(WireError::Closed | WireError::Slow(_)) => return Ok(()),
                 other => other?,
             }

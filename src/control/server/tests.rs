@@ -310,3 +310,23 @@ async fn a_long_command_gives_signs_of_life() {
         .unwrap();
     assert!(signs > 0);
 }
+
+#[tokio::test]
+async fn an_idle_peer_does_not_hold_up_the_end() {
+    let hour = Duration::from_secs(3600);
+    let limits = Limits {
+        idle: hour,
+        drain: hour,
+        ..Limits::default()
+    };
+    let daemon = daemon(limits);
+    let mut client = client(&daemon.socket).await;
+    assert_eq!(echoed(&mut client, b"x".to_vec()).await, b"x");
+    daemon.stop.send(()).unwrap();
+    // Would take an hour.
+    timeout(Duration::from_secs(60), daemon.serving)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+}
