@@ -290,6 +290,12 @@ impl Request {
         }
     }
 
+    /// True if it goes on until the peer or the daemon ends.
+    #[must_use]
+    pub fn is_endless(&self) -> bool {
+        matches!(self, Self::Audit(AuditQuery { follow: true, .. }))
+    }
+
     /// True if chunks follow.
     #[must_use]
     pub fn streams_in(&self) -> bool {

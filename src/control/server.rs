@@ -183,6 +183,7 @@ impl Connection {
 
     async fn request(&mut self, header: Header) -> Result<Next, WireError> {
         let streams_in = header.request.streams_in();
+        let endless = header.request.is_endless();
         let (parts, stream) = mpsc::channel(4);
         let body = if streams_in {
             Body::Stream(stream)
@@ -203,12 +204,10 @@ impl Connection {
                 result
             }
         }));
-        let mut next = Next::Request;
         if streams_in && let Some(result) = self.feed(parts, &mut running).await? {
             // The rest of the stream is still under way: this connection is of no further use.
-            next = Next::HangUp;
             self.finish(result, &mut happening).await?;
-            return Ok(next);
+            return Ok(Next::HangUp);
         }
         let mut heartbeat = interval(self.limits.heartbeat);
         heartbeat.reset();
@@ -221,10 +220,15 @@ impl Connection {
                     heartbeat.reset();
                 }
                 _ = heartbeat.tick() => self.send(&last, &[]).await?,
+                _ = self.ending.changed(), if endless => {
+                    let ended = Failure::failed("the daemon has ended");
+                    self.send(&Reply::Error(ended), &[]).await?;
+                    return Ok(Next::HangUp);
+                }
             }
         };
         self.finish(result, &mut happening).await?;
-        Ok(next)
+        Ok(Next::Request)
     }
 
     /// Hands the parts of a stream on as they come. `Some` when the command ended before the stream did.
