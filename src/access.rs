@@ -17,6 +17,9 @@ use crate::policy::{Decision, Policy, Reason, RuleName};
 use crate::secret::{Name, SecretPath};
 use crate::sys::Uid;
 
+#[cfg(test)]
+mod tests;
+
 /// On whose word accesses are allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Authority {

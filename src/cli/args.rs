@@ -415,7 +415,8 @@ fn stop(error: clap::Error, command: Option<&str>) -> Stop {
             format!("{}: not so many values", of(ContextKind::InvalidArg))
         }
         ErrorKind::InvalidUtf8 => "an argument is not UTF-8".to_owned(),
-        _ => "the arguments make no sense".to_owned(),
+        // clap's own, which it may add to.
+        ErrorKind::Io | ErrorKind::Format | _ => "the arguments make no sense".to_owned(),
     };
     Stop::Wrong(Failure::usage(format!("{what}: see `{help}`")))
 }

@@ -30,6 +30,8 @@ use crate::secret::{Name, SecretBytes, SecretPath};
 
 mod copies;
 mod reports;
+#[cfg(test)]
+mod tests;
 mod values;
 
 /// What commands work on.
@@ -327,10 +329,21 @@ fn failed(mandate: Mandate, error: &StoreError) -> Failure {
 fn store_failure(error: &StoreError) -> Failure {
     let kind = match error {
         StoreError::Absent(_) => Kind::Absent,
-        StoreError::Missing(_) | StoreError::Damaged { .. } | StoreError::Io { .. } => {
-            Kind::Unavailable
-        }
-        _ => Kind::Failed,
+        StoreError::Missing(_)
+        | StoreError::Damaged { .. }
+        | StoreError::Io { .. }
+        | StoreError::Identity(_)
+        | StoreError::WrongIdentity(_)
+        | StoreError::Format { .. }
+        | StoreError::Locked(_) => Kind::Unavailable,
+        StoreError::TooLarge(_)
+        | StoreError::Description(_)
+        | StoreError::Exists(_)
+        | StoreError::NotEmpty(_)
+        | StoreError::Archive(_)
+        | StoreError::NeedsPassphrase
+        | StoreError::Export(_)
+        | StoreError::Random => Kind::Failed,
     };
     Failure::new(kind, error.to_string())
 }
