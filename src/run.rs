@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::SigSet;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -119,6 +120,10 @@ pub struct Inherited {
 /// # Errors
 /// [`RunError`], before the server is ready or when the mount is lost.
 pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), RunError> {
+    // The keeper blocks the signals that it reads, and a child inherits that.
+    SigSet::empty()
+        .thread_set_mask()
+        .map_err(|errno| RunError::system("unblocking signals")(errno.into()))?;
     // First of all, before anything is read that somebody else wrote.
     sys::renounce(inherited.user.as_ref()).map_err(RunError::system("giving up privileges"))?;
     sys::forbid_dumps().map_err(RunError::system("forbidding core dumps"))?;
@@ -153,6 +158,8 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         let mut hang_up = signal(SignalKind::hangup())?;
         // Ctrl-C reaches the whole foreground group; the keeper answers it and ends us in order.
         let mut interrupt = signal(SignalKind::interrupt())?;
+        // So does Ctrl-Z, which would leave every reader waiting. Who listens for a signal is not stopped by it.
+        let _deaf = signal(SignalKind::from_raw(libc::SIGTSTP))?;
         let (end, ended) = oneshot::channel::<()>();
         let shutdown = async { drop(ended.await) };
         let control = tokio::spawn(server::serve(

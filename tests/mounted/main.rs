@@ -16,6 +16,8 @@
 mod common;
 
 mod descriptors;
+mod keeper;
 mod matrix;
 mod namespaces;
 mod units;
+mod values;
