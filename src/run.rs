@@ -135,7 +135,8 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
 
     let config = Config::load(config)?;
     let stores = open_stores(&config, inherited.identities, inherited.keys, clock)?;
-    let wired = Wired::new(&config, stores, Authority::Policy, clock)?;
+    let epoch = state::next_epoch(&config.state)?;
+    let wired = Wired::new(&config, stores, Authority::Policy, epoch, clock)?;
     let mut word = UnixStream::from(inherited.word);
     let ending = word
         .try_clone()
@@ -216,7 +217,8 @@ pub fn direct(config: &Config, prompt: &Prompt, clock: &Clock) -> Result<Handler
         ))
     };
     let stores = stores(config).map(open).collect::<Result<_, RunError>>()?;
-    Ok(Wired::new(config, stores, Authority::Identity, clock)?.handler(None))
+    // No generation that a command sees outlives it, so it counts from the start.
+    Ok(Wired::new(config, stores, Authority::Identity, 0, clock)?.handler(None))
 }
 
 /// A runtime for what waits: backends, the control socket. What can be answered at once never comes near it.
@@ -254,9 +256,9 @@ impl Wired {
         config: &Config,
         stores: BTreeMap<Name, Store>,
         authority: Authority,
+        epoch: u32,
         clock: &Clock,
     ) -> Result<Self, RunError> {
-        let epoch = state::next_epoch(&config.state)?;
         let key = match stores.values().next() {
             Some(store) => store.audit_key(),
             None => state::audit_key(&config.state)?,
