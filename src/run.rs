@@ -43,6 +43,8 @@ use daemon::Running;
 
 /// How long the end may take: what is under way is answered, the audit log is written out.
 const DRAIN: Duration = Duration::from_secs(2);
+/// What the threads are called on which tasks run.
+const TASKS: &str = "task";
 /// How often users and groups are looked up that were not known.
 const ACCOUNTS: Duration = Duration::from_secs(60);
 
@@ -128,7 +130,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     sys::renounce(inherited.user.as_ref()).map_err(RunError::system("giving up privileges"))?;
     sys::forbid_dumps().map_err(RunError::system("forbidding core dumps"))?;
     sys::die_with_parent().map_err(RunError::system("dying with the keeper"))?;
-    abort_on_panic();
+    contain_panics();
     Procfs::default()
         .check()
         .map_err(RunError::system("/proc"))?;
@@ -229,6 +231,7 @@ pub fn runtime() -> Result<Runtime, RunError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder
         .worker_threads(2)
+        .thread_name(TASKS)
         .enable_all()
         .build()
         .map_err(RunError::system("starting threads"))
@@ -380,9 +383,9 @@ fn open_store(
     Ok(Store::open(&store.path, identity, clock.clone())?)
 }
 
-/// A thread of the server that panics takes the server with it: half of it alive would be worse than a restart. The
-/// message is not printed, only the place, because it could quote anything.
-fn abort_on_panic() {
+/// A panic ends one task, whose request fails. That of any other thread ends the server, which the keeper starts again:
+/// half of it alive would be worse. The message is not printed, only the place, because it could quote anything.
+fn contain_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic
             .location()
@@ -392,6 +395,8 @@ fn abort_on_panic() {
             place,
             "the server panicked; this is a mistake in secretfs, please report it"
         );
-        std::process::abort();
+        if thread::current().name() != Some(TASKS) {
+            std::process::abort();
+        }
     }));
 }
