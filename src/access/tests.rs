@@ -1,4 +1,4 @@
-//! Who is let in, on what evidence, and that it is written down.
+//! Every access is decided and written down, once.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -1,5 +1,8 @@
 //! The one thread that writes.
 //!
+//! A command's line is on the disk before the command is acknowledged, and with it every line before. Accesses are
+//! handed to the kernel at once, which takes its time with the disk: a power cut may cost their last seconds.
+//!
 //! While writing fails, what waits is kept in order (a bounded number), each second it is tried again, and what found
 //! no place meanwhile is counted in a line of its own. After a failed write whose traces could not be removed a line
 //! may stand twice; it is never missing silently.
@@ -112,7 +115,9 @@ impl Writer {
 
     /// Waits for something to do, and takes what is there.
     fn receive(&mut self, closing: bool, windows_open: bool) {
-        if self.waiting.len() >= QUEUE && !closing {
+        // At the end all that is queued is taken, but not what goes on coming.
+        let most = if closing { 2 * QUEUE } else { QUEUE };
+        if self.waiting.len() >= most {
             return;
         }
         let idle = !closing && self.sink.is_some();
@@ -134,7 +139,7 @@ impl Writer {
                 }
                 Message::Wake => {}
             }
-            if self.waiting.len() >= QUEUE && !closing {
+            if self.waiting.len() >= most {
                 return;
             }
             next = self.messages.try_recv().ok();
@@ -154,7 +159,7 @@ impl Writer {
                 !command
             });
         }
-        // First of all, so that who learns of a failure finds it everywhere.
+        // Whoever is answered must find `ready` saying the same.
         self.report(&result);
         for done in acknowledged {
             let _ = done.try_send(result.clone());
@@ -175,7 +180,9 @@ impl Writer {
             self.open_sink()?;
         }
         let lost = self.shared.lost.swap(0, Ordering::Relaxed);
-        if lost > 0 {
+        if let Some(Note::Lost { events }) = self.notes.back_mut() {
+            *events = events.saturating_add(lost);
+        } else if lost > 0 {
             self.notes.push_back(Note::Lost { events: lost });
         }
         let mut buffer = Vec::new();

@@ -1,4 +1,4 @@
-//! Each rule of the cache, with backends that fail as told.
+//! Each rule of the cache, as the list at the top of `cache.rs` has it.
 
 use std::time::Duration;
 
