@@ -1,8 +1,8 @@
 //! The shape of the code: who may import whom, who alone may do what. It reads the sources.
 //!
 //! Each module has a rank, and imports only modules of a lower one: imports run one way and never in a circle, and
-//! siblings do not know each other. In words: `main` → `cli`, `keeper`, `run` → `fuse`, `control` → `fs` → `access`
-//! and `cache` → what they stand on. `config` stands above the rules and references that it reads and below
+//! siblings do not know each other. In words: `main` → `cli` → `run` → `keeper` → `fuse`, `control` → `fs` → `access`
+//! and `cache` → what they stand on. The server (`run`) and the command line know the words in which the keeper speaks. `config` stands above the rules and references that it reads and below
 //! everything that is set up by one of its sections.
 
 #![allow(
@@ -28,12 +28,17 @@ const RANKS: &[&[&str]] = &[
     &["access"],
     &["fs"],
     &["control", "fuse"],
-    &["cli", "keeper", "run"],
+    &["keeper"],
+    &["run"],
+    &["cli"],
     &["main"],
 ];
 
-/// The modules through whose hands values go. In all others nothing is ever exposed.
-const HANDLE_VALUES: &[&str] = &["secret", "backend", "cache", "fs", "fuse", "control", "cli"];
+/// The modules through whose hands values go, or keys of our own: the audit log's (`audit`), a sealed identity's (`run`).
+/// In all others nothing is ever exposed.
+const HANDLE_VALUES: &[&str] = &[
+    "secret", "backend", "cache", "fs", "fuse", "control", "cli", "audit", "run",
+];
 
 const MAX_LINES: usize = 600;
 

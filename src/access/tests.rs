@@ -1,3 +1,5 @@
+//! Every access is decided and written down, once.
+
 use std::collections::HashMap;
 use std::time::Duration;
 

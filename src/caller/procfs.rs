@@ -58,7 +58,7 @@ impl Procfs {
     /// [`io::Error`] that says what is wrong and the mend.
     pub fn check(&self) -> io::Result<()> {
         let ourselves = std::fs::read_link(self.root.join("self"))?;
-        if ourselves == PathBuf::from(std::process::id().to_string()) {
+        if ourselves == std::process::id().to_string() {
             return Ok(());
         }
         Err(io::Error::other(

@@ -318,7 +318,7 @@ fn failed(mandate: Mandate, error: &StoreError) -> Failure {
         Kind::Absent => Outcome::Absent,
         Kind::Denied => Outcome::Refused,
         Kind::Unavailable => Outcome::Unreachable,
-        Kind::Failed | Kind::Usage => Outcome::Error,
+        Kind::Failed | Kind::Busy | Kind::Usage => Outcome::Error,
     };
     match mandate.settle(outcome, None) {
         Ok(()) => failure,

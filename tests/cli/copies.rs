@@ -66,6 +66,24 @@ fn another_identity_opens_everything_and_the_old_one_nothing() {
 }
 
 #[test]
+fn a_rekey_that_ended_early_is_done_again() {
+    let demo = Demo::new();
+    demo.put("billing/pw", b"value");
+    let old = fs::read_to_string(demo.path("identity.txt")).unwrap();
+    demo.run(&["rekey"]).done();
+    let new = fs::read_to_string(demo.path("identity.txt")).unwrap();
+    // As it is left behind by an end before the store was rekeyed, or after it.
+    for (first, second) in [(&old, &new), (&new, &old)] {
+        fs::write(demo.path("identity.txt"), format!("{first}{second}")).unwrap();
+        assert_eq!(demo.get("billing/pw"), b"value");
+    }
+    demo.run(&["rekey"]).done();
+    let last = fs::read_to_string(demo.path("identity.txt")).unwrap();
+    assert_eq!(last.matches("AGE-SECRET-KEY-1").count(), 1);
+    assert_eq!(demo.get("billing/pw"), b"value");
+}
+
+#[test]
 fn doctor_finds_damage_and_mends_what_can_be_mended() {
     let demo = Demo::new();
     demo.put("billing/one", b"one");

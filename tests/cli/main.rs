@@ -9,6 +9,7 @@
 
 mod copies;
 mod secrets;
+mod socket;
 mod steering;
 
 use std::fs;

@@ -26,7 +26,11 @@ const VALUE: &[u8] = b"canary of a descriptor\n";
 fn start() -> Daemon {
     Daemon::start(
         SERVICES,
-        &[("a/plain", VALUE), ("a/hot", VALUE), ("for-root/plain", VALUE)],
+        &[
+            ("a/plain", VALUE),
+            ("a/hot", VALUE),
+            ("for-root/plain", VALUE),
+        ],
     )
 }
 
@@ -81,10 +85,18 @@ fn what_the_owner_mapped_can_be_spliced_by_whom_it_gave_the_descriptor_and_not_r
     let mut other = daemon.probe(&Who::uid(4009));
     let fd = owner.open(&daemon.path("a/plain")).unwrap();
     let passed = owner.give(fd, &mut other, &daemon.door("other"));
-    assert_eq!(other.splice(passed), Err(Errno::EACCES), "nothing is in the page cache yet");
+    assert_eq!(
+        other.splice(passed),
+        Err(Errno::EACCES),
+        "nothing is in the page cache yet"
+    );
     assert_eq!(owner.map(fd, VALUE.len()), Ok(VALUE.to_vec()));
     assert_eq!(other.pread(passed), Err(Errno::EACCES));
-    assert_eq!(other.splice(passed), Ok(VALUE.to_vec()), "docs/security.md names this exception");
+    assert_eq!(
+        other.splice(passed),
+        Ok(VALUE.to_vec()),
+        "docs/security.md names this exception"
+    );
 }
 
 #[test]
@@ -99,7 +111,11 @@ fn a_descriptor_reopened_through_proc_is_a_new_open_by_whoever_does_it() {
         let fd = owner.open(&daemon.path(secret)).unwrap();
         assert_eq!(owner.cat(&by_number(fd)), Ok(VALUE.to_vec()), "{secret}");
         let passed = owner.give(fd, &mut other, &daemon.door(&secret.replace('/', "-")));
-        assert_eq!(other.open(&by_number(passed)), Err(Errno::EACCES), "{secret}");
+        assert_eq!(
+            other.open(&by_number(passed)),
+            Err(Errno::EACCES),
+            "{secret}"
+        );
         // Root may follow the link of any process, and is asked all the same.
         let link = format!("/proc/{}/fd/{fd}", owner.pid());
         assert_eq!(root.open(link.as_ref()), Err(Errno::EACCES), "{secret}");
@@ -109,7 +125,11 @@ fn a_descriptor_reopened_through_proc_is_a_new_open_by_whoever_does_it() {
         assert_eq!(owner.cat(&by_number(named)), Ok(VALUE.to_vec()), "{secret}");
         let passed = owner.give(named, &mut other, &daemon.door(&secret.replace('/', "+")));
         assert_eq!(other.pread(passed), Err(Errno::EBADF), "{secret}");
-        assert_eq!(other.open(&by_number(passed)), Err(Errno::EACCES), "{secret}");
+        assert_eq!(
+            other.open(&by_number(passed)),
+            Err(Errno::EACCES),
+            "{secret}"
+        );
     }
 }
 
@@ -133,7 +153,10 @@ fn a_program_that_changes_its_uid_reads_as_whom_it_became() {
     ]
     .map(str::to_owned);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    assert_eq!(owner.run(&words, &[fd]), (i64::from(libc::EACCES), Vec::new()));
+    assert_eq!(
+        owner.run(&words, &[fd]),
+        (i64::from(libc::EACCES), Vec::new())
+    );
     // The same program without the bit reads: it is the uid that counts.
     let plain = program(PYTHON).unwrap();
     let mut words = words;
@@ -142,7 +165,10 @@ fn a_program_that_changes_its_uid_reads_as_whom_it_became() {
     assert_eq!((code, printed.is_empty()), (0, false));
 
     let mut became = daemon.probe(&Who::uid(4009).interpreter(&setuid));
-    assert_eq!(became.cat(&daemon.path("for-root/plain")), Ok(VALUE.to_vec()));
+    assert_eq!(
+        became.cat(&daemon.path("for-root/plain")),
+        Ok(VALUE.to_vec())
+    );
     assert_eq!(became.open(&daemon.path("a/plain")), Err(Errno::EACCES));
 }
 
@@ -154,10 +180,27 @@ fn a_child_reads_through_an_inherited_descriptor_as_long_as_it_is_the_same_user(
     let fd = root.open(&daemon.path("for-root/plain")).unwrap();
     let script = daemon.at("probe.py");
     let (python, number) = (program(PYTHON).unwrap(), fd.to_string());
-    let read = [python.to_str().unwrap(), "-I", script.to_str().unwrap(), "read", &number];
+    let read = [
+        python.to_str().unwrap(),
+        "-I",
+        script.to_str().unwrap(),
+        "read",
+        &number,
+    ];
     let (code, printed) = root.run(&read, &[fd]);
     assert_eq!((code, printed.is_empty()), (0, false));
-    let dropped = ["setpriv", "--reuid", "4009", "--regid", "4009", "--clear-groups", "--"];
+    let dropped = [
+        "setpriv",
+        "--reuid",
+        "4009",
+        "--regid",
+        "4009",
+        "--clear-groups",
+        "--",
+    ];
     let words: Vec<&str> = dropped.iter().chain(&read).copied().collect();
-    assert_eq!(root.run(&words, &[fd]), (i64::from(libc::EACCES), Vec::new()));
+    assert_eq!(
+        root.run(&words, &[fd]),
+        (i64::from(libc::EACCES), Vec::new())
+    );
 }

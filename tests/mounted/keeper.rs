@@ -31,7 +31,9 @@ fn start() -> Daemon {
 /// Reads until it works, which must be soon.
 #[track_caller]
 fn reads_again(probe: &mut Probe, path: &Path) {
-    let again = eventually(Duration::from_secs(8), || probe.cat(path).as_deref() == Ok(VALUE));
+    let again = eventually(Duration::from_secs(8), || {
+        probe.cat(path).as_deref() == Ok(VALUE)
+    });
     assert!(again, "no read works: {:?}", probe.cat(path));
 }
 
@@ -54,10 +56,18 @@ fn each_signal_that_ends_unmounts_also_under_open_handles() {
         assert!(status.success(), "{signal}: {status}: {}", daemon.log());
         assert_eq!(daemon.mounts(), [], "{signal}");
         assert!(gone(server), "{signal}: the server is left");
-        assert!(!daemon.log().contains("did not end in time"), "{signal}: {}", daemon.log());
+        assert!(
+            !daemon.log().contains("did not end in time"),
+            "{signal}: {}",
+            daemon.log()
+        );
         // Whoever still holds something of it gets an answer.
         assert!(reader.pread(fd).is_err(), "{signal}");
-        assert_eq!(reader.list(&daemon.mountpoint()), Ok(Vec::new()), "{signal}");
+        assert_eq!(
+            reader.list(&daemon.mountpoint()),
+            Ok(Vec::new()),
+            "{signal}"
+        );
         assert!(!daemon.at("run/control.sock").exists(), "{signal}");
     }
 }
@@ -108,7 +118,10 @@ fn a_killed_server_is_started_again_and_reads_work() {
         let server = daemon.server();
         kill(server, Signal::SIGKILL).unwrap();
         reads_again(&mut reader, &daemon.path("a/x"));
-        assert!(reader.pread(fd).is_err(), "{round}: a handle of the dead server");
+        assert!(
+            reader.pread(fd).is_err(),
+            "{round}: a handle of the dead server"
+        );
         reader.close(fd);
         assert_ne!(daemon.server(), server);
         assert_eq!(daemon.mounts().len(), 1, "{round}");
@@ -154,9 +167,15 @@ fn the_server_dies_with_its_keeper_and_the_next_start_heals() {
     let server = daemon.server();
     daemon.signal(Signal::SIGKILL);
     daemon.ended();
-    assert!(eventually(DEADLINE, || gone(server)), "the server outlives its keeper");
+    assert!(
+        eventually(DEADLINE, || gone(server)),
+        "the server outlives its keeper"
+    );
     assert_eq!(daemon.mounts().len(), 1, "a dead mount is left behind");
-    assert!(matches!(reader.pread(fd), Err(Errno::ECONNABORTED | Errno::ENOTCONN)));
+    assert!(matches!(
+        reader.pread(fd),
+        Err(Errno::ECONNABORTED | Errno::ENOTCONN)
+    ));
     assert_eq!(reader.open(&daemon.path("a/x")), Err(Errno::ENOTCONN));
     daemon.start_keeper();
     assert_eq!(daemon.mounts().len(), 1);
@@ -179,7 +198,11 @@ fn a_second_daemon_of_the_same_config_is_refused_in_one_line() {
     assert_eq!(second.stderr.lines().count(), 1, "{second:?}");
     assert!(second.stderr.contains("another daemon"), "{second:?}");
     let mut reader = daemon.probe(&Who::uid(4001));
-    assert_eq!(reader.cat(&daemon.path("a/x")), Ok(VALUE.to_vec()), "the first goes on");
+    assert_eq!(
+        reader.cat(&daemon.path("a/x")),
+        Ok(VALUE.to_vec()),
+        "the first goes on"
+    );
     assert_eq!(daemon.mounts().len(), 1);
 }
 
@@ -218,13 +241,19 @@ fn the_mount_of_another_daemon_is_not_taken_away() {
     let mut second = at_the_mountpoint_of(&first);
     let refused = second.try_start().expect_err("both at one place");
     assert_eq!(refused.code(), Some(1));
-    assert!(second.log().contains("holds a mount of"), "{}", second.log());
+    assert!(
+        second.log().contains("holds a mount of"),
+        "{}",
+        second.log()
+    );
     let refused = second.secretfs(&["unmount"], b"");
     assert_eq!(refused.code(), 1, "{refused:?}");
     // Nor when it is dead.
     first.signal(Signal::SIGKILL);
     first.ended();
-    second.try_start().expect_err("a dead mount of somebody else's");
+    second
+        .try_start()
+        .expect_err("a dead mount of somebody else's");
     assert_eq!(first.mounts().len(), 1);
     first.start_keeper();
     first.stop();
@@ -241,9 +270,22 @@ fn what_somebody_else_mounted_at_the_mountpoint_stays() {
     .prepare();
     let flags = nix::mount::MsFlags::empty();
     let place = daemon.mountpoint();
-    let tmpfs = || nix::mount::mount(Some("tmpfs"), &place, Some("tmpfs"), flags, Some("size=64k")).unwrap();
+    let tmpfs = || {
+        nix::mount::mount(
+            Some("tmpfs"),
+            &place,
+            Some("tmpfs"),
+            flags,
+            Some("size=64k"),
+        )
+        .unwrap()
+    };
     let kinds = |daemon: &Daemon| -> Vec<String> {
-        daemon.mounts().into_iter().map(|mounted| mounted.kind).collect()
+        daemon
+            .mounts()
+            .into_iter()
+            .map(|mounted| mounted.kind)
+            .collect()
     };
     // Below ours.
     tmpfs();
@@ -251,7 +293,12 @@ fn what_somebody_else_mounted_at_the_mountpoint_stays() {
     let mut reader = daemon.probe(&Who::uid(4001));
     assert_eq!(reader.cat(&daemon.path("a/x")), Ok(VALUE.to_vec()));
     // Somebody takes ours away: it comes back, and his own stays.
-    let umount = run(std::process::Command::new("umount").args(["-l"]).arg(&place), b"");
+    let umount = run(
+        std::process::Command::new("umount")
+            .args(["-l"])
+            .arg(&place),
+        b"",
+    );
     umount.expect_ok();
     reads_again(&mut reader, &daemon.path("a/x"));
     assert_eq!(kinds(&daemon), ["tmpfs", "fuse.secretfs"]);
@@ -265,7 +312,11 @@ fn what_somebody_else_mounted_at_the_mountpoint_stays() {
     tmpfs();
     daemon.signal(Signal::SIGTERM);
     daemon.ended();
-    assert!(kinds(&daemon).contains(&"tmpfs".to_owned()), "{:?}", daemon.mounts());
+    assert!(
+        kinds(&daemon).contains(&"tmpfs".to_owned()),
+        "{:?}",
+        daemon.mounts()
+    );
     nix::mount::umount(&place).unwrap();
     let _ = nix::mount::umount2(&place, nix::mount::MntFlags::MNT_DETACH);
 }
@@ -286,9 +337,15 @@ fn is_powerless(server: Pid) {
         assert_eq!(status[set], "0000000000000000", "{set}");
     }
     assert_eq!(status["NoNewPrivs"], "1");
-    assert_eq!(status["SigBlk"], "0000000000000000", "it hears every signal");
+    assert_eq!(
+        status["SigBlk"], "0000000000000000",
+        "it hears every signal"
+    );
     let limits = fs::read_to_string(format!("/proc/{server}/limits")).unwrap();
-    let core = limits.lines().find(|line| line.starts_with("Max core")).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core"))
+        .unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
     for task in fs::read_dir(format!("/proc/{server}/task")).unwrap() {
         let task = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
@@ -319,16 +376,35 @@ fn with_user_the_server_is_somebody_else_whom_nobody_of_that_uid_can_trace() {
     is_powerless(server);
     let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
     let status = status(server);
-    assert_eq!(status["Uid"].split_whitespace().collect::<Vec<_>>(), [uid.as_str(); 4]);
-    assert_eq!(status["Gid"].split_whitespace().collect::<Vec<_>>(), [gid.as_str(); 4]);
-    assert!(!status["Groups"].split_whitespace().any(|group| group == "0"), "{}", status["Groups"]);
+    assert_eq!(
+        status["Uid"].split_whitespace().collect::<Vec<_>>(),
+        [uid.as_str(); 4]
+    );
+    assert_eq!(
+        status["Gid"].split_whitespace().collect::<Vec<_>>(),
+        [gid.as_str(); 4]
+    );
+    assert!(
+        !status["Groups"]
+            .split_whitespace()
+            .any(|group| group == "0"),
+        "{}",
+        status["Groups"]
+    );
     let mut same = daemon.probe(&Who::new(user.uid.as_raw(), user.gid.as_raw(), &[]));
     for file in ["environ", "maps", "mem"] {
         let path = format!("/proc/{server}/{file}");
         assert_eq!(same.open(path.as_ref()), Err(Errno::EACCES), "{file}");
     }
-    assert_eq!(same.list(format!("/proc/{server}/fd").as_ref()), Err(Errno::EACCES));
-    assert_eq!(same.open(&daemon.path("a/x")), Err(Errno::EACCES), "no rule, no value");
+    assert_eq!(
+        same.list(format!("/proc/{server}/fd").as_ref()),
+        Err(Errno::EACCES)
+    );
+    assert_eq!(
+        same.open(&daemon.path("a/x")),
+        Err(Errno::EACCES),
+        "no rule, no value"
+    );
 
     let mut reader = daemon.probe(&Who::uid(4001));
     assert_eq!(reader.cat(&daemon.path("a/x")), Ok(VALUE.to_vec()));
@@ -361,7 +437,14 @@ fn the_server_holds_the_descriptors_that_it_needs_and_no_others() {
     };
     let mut reader = daemon.probe(&Who::uid(4001));
     let before = kinds(&daemon);
-    let allowed = ["/dev/fuse", "/dev/null", "socket", "anon_inode", "pipe", "/proc"];
+    let allowed = [
+        "/dev/fuse",
+        "/dev/null",
+        "socket",
+        "anon_inode",
+        "pipe",
+        "/proc",
+    ];
     let root = daemon.at("");
     for kind in before.keys() {
         let known = allowed.iter().any(|known| kind.starts_with(known))
@@ -369,8 +452,14 @@ fn the_server_holds_the_descriptors_that_it_needs_and_no_others() {
             || kind.contains("secretmem")
             || kind.contains("memfd");
         assert!(known, "{kind}: {before:?}");
-        assert!(!kind.contains("identity.txt"), "the identity stays open: {before:?}");
-        assert!(!kind.ends_with("config.toml"), "the config stays open: {before:?}");
+        assert!(
+            !kind.contains("identity.txt"),
+            "the identity stays open: {before:?}"
+        );
+        assert!(
+            !kind.ends_with("config.toml"),
+            "the config stays open: {before:?}"
+        );
     }
     for round in 0..30 {
         let fd = reader.open(&daemon.path("a/x")).unwrap();
@@ -383,7 +472,11 @@ fn the_server_holds_the_descriptors_that_it_needs_and_no_others() {
         }
     }
     let same = eventually(DEADLINE, || kinds(&daemon) == before);
-    assert!(same, "descriptors leak: {before:?} became {:?}", kinds(&daemon));
+    assert!(
+        same,
+        "descriptors leak: {before:?} became {:?}",
+        kinds(&daemon)
+    );
     // The keeper leaks none over restarts either.
     let count = |pid: Pid| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     let keeper = count(daemon.keeper());
@@ -402,9 +495,15 @@ fn hup_has_the_config_read_again() {
     let mut other = daemon.probe(&Who::uid(4002));
     assert_eq!(other.open(&daemon.path("a/x")), Err(Errno::EACCES));
     let config = fs::read_to_string(daemon.at("config.toml")).unwrap();
-    fs::write(daemon.at("config.toml"), config.replace("uid = 4001", "uid = 4002")).unwrap();
+    fs::write(
+        daemon.at("config.toml"),
+        config.replace("uid = 4001", "uid = 4002"),
+    )
+    .unwrap();
     daemon.signal(Signal::SIGHUP);
-    let changed = eventually(DEADLINE, || other.cat(&daemon.path("a/x")) == Ok(VALUE.to_vec()));
+    let changed = eventually(DEADLINE, || {
+        other.cat(&daemon.path("a/x")) == Ok(VALUE.to_vec())
+    });
     assert!(changed, "{}", daemon.log());
     let mut before = daemon.probe(&Who::uid(4001));
     assert_eq!(before.open(&daemon.path("a/x")), Err(Errno::EACCES));

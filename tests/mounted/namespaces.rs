@@ -55,7 +55,11 @@ fn in_a_user_namespace_a_caller_is_who_it_is_outside() {
         let right = if allowed { yes() } else { no() };
         assert_eq!(probe.cat(&daemon.path("a/x")), right, "{uid} {options:?}");
         let right = if uid == 0 { yes() } else { no() };
-        assert_eq!(probe.cat(&daemon.path("for-root/x")), right, "{uid} {options:?}");
+        assert_eq!(
+            probe.cat(&daemon.path("for-root/x")),
+            right,
+            "{uid} {options:?}"
+        );
     }
 }
 
@@ -64,7 +68,11 @@ fn in_user_and_pid_namespaces_groups_are_still_found_out() {
     needs!(Need::Program("unshare"));
     let daemon = Daemon::start(SERVICES, &VALUES);
     let unshare = tool("unshare");
-    for options in [&["-U", "-r", "--pid", "--fork"][..], &["-U", "-r", "--pid", "--fork", "--mount-proc"], &["-U"]] {
+    for options in [
+        &["-U", "-r", "--pid", "--fork"][..],
+        &["-U", "-r", "--pid", "--fork", "--mount-proc"],
+        &["-U"],
+    ] {
         let mut words = vec![unshare.as_str()];
         words.extend(options);
         let mut member = daemon.probe(&Who::new(4009, 4009, &[4100]).wrapped(&words));
@@ -84,7 +92,10 @@ fn inner(words: &[&str]) -> (Daemon, PathBuf, String) {
     };
     let daemon = setup.start();
     let init = daemon.keeper();
-    let view = PathBuf::from(format!("/proc/{init}/root{}", daemon.mountpoint().display()));
+    let view = PathBuf::from(format!(
+        "/proc/{init}/root{}",
+        daemon.mountpoint().display()
+    ));
     (daemon, view, init.to_string())
 }
 
@@ -92,8 +103,14 @@ fn inner(words: &[&str]) -> (Daemon, PathBuf, String) {
 fn a_caller_that_the_daemon_cannot_see_is_denied() {
     needs!(Need::Program("unshare"), Need::Program("nsenter"));
     let unshare = tool("unshare");
-    let (mut daemon, view, init) =
-        inner(&[&unshare, "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
+    let (mut daemon, view, init) = inner(&[
+        &unshare,
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "--",
+    ]);
     // Root outside of the namespace has thread id 0 for the daemon inside: rule or not.
     let outside = Who::root();
     assert_eq!(daemon.probe(&outside).cat(&view.join("for-root/x")), no());
@@ -105,7 +122,17 @@ fn a_caller_that_the_daemon_cannot_see_is_denied() {
     let inside = Who::root().wrapped(&[&nsenter, "-t", &init, "--pid", "--mount", "--"]);
     assert_eq!(daemon.probe(&inside).cat(&daemon.path("for-root/x")), yes());
     let below = Who::root().wrapped(&[
-        &nsenter, "-t", &init, "--pid", "--mount", "--", &unshare, "--pid", "--fork", "--kill-child", "--",
+        &nsenter,
+        "-t",
+        &init,
+        "--pid",
+        "--mount",
+        "--",
+        &unshare,
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--",
     ]);
     assert_eq!(daemon.probe(&below).cat(&daemon.path("for-root/x")), yes());
     daemon.stop();

@@ -84,11 +84,19 @@ fn table(rule: &str, rows: &[(&str, bool)]) {
             assert_eq!(reader.cat(&daemon.path(secret)), right, "{path} {secret}");
         }
         let mut other = daemon.probe(&Who::uid(4009).in_cgroup(&cgroup.path));
-        assert_eq!(other.cat(&daemon.path("a/x")), Err(Errno::EACCES), "{path}: another uid");
+        assert_eq!(
+            other.cat(&daemon.path("a/x")),
+            Err(Errno::EACCES),
+            "{path}: another uid"
+        );
         drop((reader, other));
     }
     let mut outside = daemon.probe(&Who::uid(4001));
-    assert_eq!(outside.cat(&daemon.path("a/x")), Err(Errno::EACCES), "outside of any");
+    assert_eq!(
+        outside.cat(&daemon.path("a/x")),
+        Err(Errno::EACCES),
+        "outside of any"
+    );
 }
 
 #[test]
@@ -105,13 +113,19 @@ fn a_unit_rule_holds_in_the_unit_and_in_no_look_alike() {
         // What is delegated to somebody may be called anything by him.
         (format!("system.slice/{evil}/system.slice/{good}"), false),
         (format!("system.slice/{evil}/{good}"), false),
-        (format!("sfs{}/system.slice/{good}", std::process::id()), false),
+        (
+            format!("sfs{}/system.slice/{good}", std::process::id()),
+            false,
+        ),
         (format!("docker/{ID}/system.slice/{good}"), false),
         (format!("system.slice/x{good}"), false),
         (format!("system.slice/{good}x"), false),
         ("system.slice".to_owned(), false),
     ];
-    let rows: Vec<(&str, bool)> = rows.iter().map(|(path, yes)| (path.as_str(), *yes)).collect();
+    let rows: Vec<(&str, bool)> = rows
+        .iter()
+        .map(|(path, yes)| (path.as_str(), *yes))
+        .collect();
     table(&format!("unit = \"{good}\""), &rows);
 }
 
@@ -134,7 +148,10 @@ fn a_container_rule_holds_in_the_container_and_in_no_look_alike() {
         (format!("system.slice/{evil}/docker-{ID}.scope"), false),
         (format!("sfs{}/docker/{ID}", std::process::id()), false),
     ];
-    let rows: Vec<(&str, bool)> = rows.iter().map(|(path, yes)| (path.as_str(), *yes)).collect();
+    let rows: Vec<(&str, bool)> = rows
+        .iter()
+        .map(|(path, yes)| (path.as_str(), *yes))
+        .collect();
     table(&format!("container = \"{ID}\""), &rows);
 }
 

@@ -19,8 +19,12 @@ const MODES: [&str; 2] = ["checked", "cached"];
 /// Every kind of value, each under a name of its own for every way to read it, so that each way meets a file that was
 /// never fetched.
 fn each_value_for(ways: &[&str]) -> (Daemon, Vec<(&'static str, Vec<u8>)>) {
-    let all: Vec<u8> = (0..4096_usize).map(|n| u8::try_from(n % 256).unwrap()).collect();
-    let mib: Vec<u8> = (0..1_usize << 20).map(|n| u8::try_from((n / 7 + n / 4099) % 256).unwrap()).collect();
+    let all: Vec<u8> = (0..4096_usize)
+        .map(|n| u8::try_from(n % 256).unwrap())
+        .collect();
+    let mib: Vec<u8> = (0..1_usize << 20)
+        .map(|n| u8::try_from((n / 7 + n / 4099) % 256).unwrap())
+        .collect();
     let values = vec![
         ("all", all),
         ("empty", Vec::new()),
@@ -42,7 +46,10 @@ fn each_value_for(ways: &[&str]) -> (Daemon, Vec<(&'static str, Vec<u8>)>) {
         .iter()
         .map(|(name, value)| (format!("v/{name}"), value.clone()))
         .collect();
-    let kept: Vec<(&str, &[u8])> = kept.iter().map(|(p, v)| (p.as_str(), v.as_slice())).collect();
+    let kept: Vec<(&str, &[u8])> = kept
+        .iter()
+        .map(|(p, v)| (p.as_str(), v.as_slice()))
+        .collect();
     (Daemon::start(&services, &kept), values)
 }
 
@@ -58,7 +65,10 @@ fn every_program_reads_the_whole_value_from_a_file_that_was_never_fetched() {
         ("shell", "cat < \"$0\""),
         ("tail", "tail -c +1 \"$0\""),
         ("head", "head -c 2000000 \"$0\""),
-        ("install", "install -m 600 \"$0\" \"$1\" && cat \"$1\" && rm \"$1\""),
+        (
+            "install",
+            "install -m 600 \"$0\" \"$1\" && cat \"$1\" && rm \"$1\"",
+        ),
         ("twice", "cat \"$0\" > /dev/null && busybox cat \"$0\""),
         ("stat", "stat \"$0\" > /dev/null && busybox cat \"$0\""),
     ];
@@ -69,9 +79,20 @@ fn every_program_reads_the_whole_value_from_a_file_that_was_never_fetched() {
             for (name, value) in &values {
                 let secret = daemon.path("v").join(format!("{mode}-{name}-{way}"));
                 let copy = daemon.door(&format!("{mode}-{name}-{way}"));
-                let words = ["sh", "-c", script, secret.to_str().unwrap(), copy.to_str().unwrap()];
+                let words = [
+                    "sh",
+                    "-c",
+                    script,
+                    secret.to_str().unwrap(),
+                    copy.to_str().unwrap(),
+                ];
                 let read = run(&mut who.command(&words), b"").expect_ok();
-                assert!(read == *value, "{way} {mode} {name}: {} bytes of {}", read.len(), value.len());
+                assert!(
+                    read == *value,
+                    "{way} {mode} {name}: {} bytes of {}",
+                    read.len(),
+                    value.len()
+                );
             }
         }
     }
@@ -131,13 +152,27 @@ fn a_listing_shows_lengths_of_what_was_fetched_and_fetches_nothing() {
     needs!();
     let (daemon, _) = each_value_for(&["ls"]);
     let mut probe = daemon.probe(&Who::uid(4001));
-    assert_eq!(probe.cat(&daemon.path("v/checked-line-ls")), Ok(b"password\n".to_vec()));
-    let opens = |daemon: &Daemon| fs::read_to_string(daemon.at("log/audit.jsonl")).unwrap().lines().count();
+    assert_eq!(
+        probe.cat(&daemon.path("v/checked-line-ls")),
+        Ok(b"password\n".to_vec())
+    );
+    let opens = |daemon: &Daemon| {
+        fs::read_to_string(daemon.at("log/audit.jsonl"))
+            .unwrap()
+            .lines()
+            .count()
+    };
     let before = opens(&daemon);
-    let listed = run(&mut Who::uid(4001).command(&["ls", "-l", daemon.path("v").to_str().unwrap()]), b"");
+    let listed = run(
+        &mut Who::uid(4001).command(&["ls", "-l", daemon.path("v").to_str().unwrap()]),
+        b"",
+    );
     let listed = String::from_utf8(listed.expect_ok()).unwrap();
     assert_eq!(listed.lines().count(), 1 + 10, "{listed}");
-    let line = listed.lines().find(|line| line.ends_with("checked-line-ls")).unwrap();
+    let line = listed
+        .lines()
+        .find(|line| line.ends_with("checked-line-ls"))
+        .unwrap();
     assert!(line.contains(" 9 "), "{line}");
     thread::sleep(std::time::Duration::from_millis(1200));
     assert_eq!(opens(&daemon), before, "a listing was taken for an access");
@@ -167,21 +202,36 @@ secrets.cached = { reads = "cached" }
             daemon.put(&format!("a/{mode}"), &value);
             let what = format!("{mode}, {length} bytes");
             assert_eq!(reader.cat(&path).as_ref(), Ok(&value), "{what}: by path");
-            assert_eq!(reader.cat(bind.path()).as_ref(), Ok(&value), "{what}: by a bind mount");
+            assert_eq!(
+                reader.cat(bind.path()).as_ref(),
+                Ok(&value),
+                "{what}: by a bind mount"
+            );
             for (fd, _) in &held {
                 let reopened = PathBuf::from(format!("/proc/self/fd/{fd}"));
-                assert_eq!(reader.cat(&reopened).as_ref(), Ok(&value), "{what}: reopened");
+                assert_eq!(
+                    reader.cat(&reopened).as_ref(),
+                    Ok(&value),
+                    "{what}: reopened"
+                );
             }
             let fd = reader.open(&path).unwrap();
             let size = u64::try_from(length).unwrap();
             assert_eq!(reader.fstat(fd).unwrap().size, size, "{what}: size");
-            assert_eq!(reader.stat(&path).unwrap().size, size, "{what}: size by path");
+            assert_eq!(
+                reader.stat(&path).unwrap().size,
+                size,
+                "{what}: size by path"
+            );
             held.push((fd, value));
             let bound = reader.open(bind.path()).unwrap();
             held.push((bound, vec![letter; length]));
             for (fd, value) in &held {
                 let read = reader.pread(*fd);
-                assert!(read.as_ref() == Ok(value), "{what}: an open handle changed: {read:?}");
+                assert!(
+                    read.as_ref() == Ok(value),
+                    "{what}: an open handle changed: {read:?}"
+                );
             }
         }
         // With the last old handle gone, the bound inode is the current value's alone, its size too.
@@ -219,7 +269,10 @@ secrets.cached = { reads = "cached" }
             assert_eq!(reader.cat(bind.path()).as_ref(), Ok(&value), "{mode}");
             assert_eq!(reader.cat(&path).as_ref(), Ok(&value), "{mode}");
             let mapped = reader.ask("mapped", json!([index])).unwrap();
-            assert!(mapped == json!("31".repeat(first.len())), "{mode}: the mapping changed");
+            assert!(
+                mapped == json!("31".repeat(first.len())),
+                "{mode}: the mapping changed"
+            );
         }
     }
 }
@@ -250,7 +303,8 @@ secrets.cached = { reads = "cached" }
 "#;
     let zero = numbered(0);
     let daemon = Daemon::start(services, &[("a/checked", &zero), ("a/cached", &zero)]);
-    let binds = MODES.map(|mode| daemon.bind(&daemon.path("a").join(mode), &format!("bound-{mode}")));
+    let binds =
+        MODES.map(|mode| daemon.bind(&daemon.path("a").join(mode), &format!("bound-{mode}")));
     let folder = daemon.bind(&daemon.path("a"), "bound-folder");
     let acknowledged = [AtomicUsize::new(0), AtomicUsize::new(0)];
     let (end, reads) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -333,7 +387,9 @@ fn a_handle_reads_the_same_bytes_in_pieces_of_any_size() {
         for size in [1, 3, 511, 4095, 4096, 4097, 1 << 20] {
             for offset in [0, 1, 4095, value.len() - 1, value.len(), value.len() + 5000] {
                 let mut piece = vec![0; size];
-                let count = file.read_at(&mut piece, u64::try_from(offset).unwrap()).unwrap();
+                let count = file
+                    .read_at(&mut piece, u64::try_from(offset).unwrap())
+                    .unwrap();
                 let end = (offset + size).min(value.len());
                 let right = value.get(offset.min(end)..end).unwrap_or_default();
                 assert!(piece[..count] == *right, "{mode}: {size} at {offset}");
@@ -357,13 +413,19 @@ fn what_is_destroyed_is_gone_at_once_and_stays_readable_through_open_handles() {
     assert_eq!(reader.pread(fd), Ok(b"gone soon".to_vec()));
     daemon.put("a/x", b"back");
     assert_eq!(reader.cat(&daemon.path("a/x")), Ok(b"back".to_vec()));
-    assert_eq!(reader.list(&daemon.path("a")), Ok(vec!["x".to_owned(), "y".to_owned()]));
+    assert_eq!(
+        reader.list(&daemon.path("a")),
+        Ok(vec!["x".to_owned(), "y".to_owned()])
+    );
 }
 
 #[test]
 fn what_a_put_makes_is_there_at_once() {
     needs!();
-    let daemon = Daemon::start("[services.a]\nsource = \"local:a\"\nallow = [{ uid = 4001 }]\n", &[]);
+    let daemon = Daemon::start(
+        "[services.a]\nsource = \"local:a\"\nallow = [{ uid = 4001 }]\n",
+        &[],
+    );
     let mut reader = daemon.probe(&Who::uid(4001));
     for number in 0..20 {
         let name = format!("a/n{number}");

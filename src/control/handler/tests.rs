@@ -262,6 +262,7 @@ async fn every_command_asks_its_rules() {
                 subject: Some(Subject::Ids {
                     uid: READER,
                     gid: 1,
+                    groups: Vec::new(),
                 }),
             }),
             [false, true, true, false],
