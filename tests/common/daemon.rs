@@ -69,6 +69,7 @@ impl Setup<'_> {
         let daemon = Daemon {
             watchdog: watch(root.clone()),
             keeper: None,
+            notify: None,
             starter: self.starter,
             wrapped: self.wrapped.iter().map(|&word| word.to_owned()).collect(),
             root,
@@ -83,6 +84,8 @@ impl Setup<'_> {
 pub(crate) struct Daemon {
     root: PathBuf,
     keeper: Option<Child>,
+    /// Where the daemon says how it is.
+    notify: Option<UnixDatagram>,
     starter: Option<u32>,
     wrapped: Vec<String>,
     watchdog: mpsc::Sender<()>,
@@ -140,6 +143,7 @@ impl Daemon {
             ready || ended.is_some()
         });
         self.keeper = Some(keeper);
+        self.notify = Some(notify);
         assert!(settled, "the daemon is not ready: {}", self.log());
         match ended {
             Some(status) if !ready => {
@@ -470,13 +474,23 @@ pub(crate) fn children(of: Pid) -> Vec<Pid> {
 /// Lets everybody go who waits for a FUSE mount at or below a place.
 pub(crate) fn abort(below: &Path) {
     for mounted in mounts(below) {
-        if mounted.kind.starts_with("fuse") {
-            let _ = fs::write(
-                format!("/sys/fs/fuse/connections/{}/abort", mounted.device),
-                "1",
-            );
+        if mounted.kind == "fuse" || mounted.kind.starts_with("fuse.") {
+            let _ = fs::write(connection(mounted.device).join("abort"), "1");
         }
     }
+}
+
+/// Where the kernel shows a FUSE connection. Nobody but systemd mounts that, so we may have to.
+pub(crate) fn connection(number: u32) -> PathBuf {
+    static MOUNT: Once = Once::new();
+    let connections = Path::new("/sys/fs/fuse/connections");
+    MOUNT.call_once(|| {
+        if mounts(connections).is_empty() {
+            let (none, flags) = (None::<&str>, MsFlags::empty());
+            nix::mount::mount(none, connections, Some("fusectl"), flags, none).unwrap();
+        }
+    });
+    connections.join(number.to_string())
 }
 
 /// The processes that were started with this folder's name in their command line, but for us.

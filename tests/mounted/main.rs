@@ -15,9 +15,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod audit;
 mod descriptors;
 mod keeper;
 mod matrix;
 mod namespaces;
+mod trouble;
 mod units;
+mod users;
 mod values;
