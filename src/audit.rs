@@ -1,7 +1,7 @@
 //! Who, what, when, decision, rule; never a value.
 //!
 //! Every access and every command becomes a line of JSON, written by one thread behind a bounded queue, so that an open
-//! never waits for a disk. The lines are chained by a keyed hash ([`chain`]), repeats are folded ([`fold`]), and what
+//! never waits for a disk. The lines are chained by a keyed hash (`chain`), repeats are folded (`fold`), and what
 //! could not be written is counted and said. What the log cannot show: lines cut cleanly off its end while no writer
 //! runs. Whoever must know that too sends the log to another machine, or to the journal.
 
@@ -175,7 +175,7 @@ pub enum Trouble {
     /// Writing fails.
     #[error("the audit log cannot be written")]
     Unwritable,
-    /// More comes than can be written.
+    /// More comes than can be written, and some of it was lost.
     #[error("the audit log's queue is full")]
     Full,
 }
@@ -195,7 +195,7 @@ pub enum AuditError {
         mode: u32,
     },
     /// The file belongs to somebody unexpected.
-    #[error("audit log {}: belongs to uid {uid}, who is neither root, nor we, nor its folder's owner: chown it", path.display())]
+    #[error("audit log {}: belongs to uid {uid}, who is neither root, nor we, nor its folder's owner: chown root {}", path.display(), path.display())]
     Owner {
         /// The file.
         path: PathBuf,

@@ -8,23 +8,37 @@
 //! 4. After the TTL an old value is served only if the backend cannot be reached or is too slow, for at most the secret's
 //!    `stale`, and said to be stale. After "absent" or "refused" it is gone.
 //! 5. An invalidation is final: no fetch that began before it can answer a reader who came after it.
-//! 6. A generation's number only grows, and changes only with the version or the reference behind it. A fetch takes its
-//!    number when it begins, so that one that was overtaken cannot make an older value look newer.
+//! 6. A generation's number only grows, and stays while version and reference behind it do. A fetch takes its number when
+//!    it begins, so that one that was overtaken cannot make an older value look newer.
 //! 7. The values of what was used longest ago are dropped when all together pass [`BUDGET`] bytes; their numbers stay.
 //! 8. Of a binding's references the first that is found counts; only "absent" falls through.
+//!
+//! Lists of names follow rules 1, 2, 3 and 5. While a backend cannot be reached the list that it last gave stands in,
+//! however old: it shows no value, and without it nobody would come as far as rule 4.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use lru::LruCache;
 use tokio::sync::watch;
 
 use crate::backend::{self, Backend, BackendError, Reference, Version};
 use crate::clock::Clock;
 use crate::secret::{MAX_VALUE, Name, SecretBytes, SecretPath};
+
+mod answer;
+mod names;
+mod state;
+
+#[cfg(test)]
+mod tests;
+
+pub use answer::Answer;
+pub use names::Names;
+
+use names::Folder;
+use state::{Kept, State};
 
 /// How many bytes of values are kept.
 pub const BUDGET: usize = 128 << 20;
@@ -73,46 +87,8 @@ pub struct Times {
     pub timeout: Duration,
 }
 
-/// An answer at once, or one that has to be waited for.
-pub enum Answer<T> {
-    /// At once.
-    Ready(T),
-    /// From a task.
-    Pending(BoxFuture<'static, T>),
-}
-
-impl<T: Send + 'static> Answer<T> {
-    /// The same answer, turned into something else.
-    pub fn map<U>(self, change: impl FnOnce(T) -> U + Send + 'static) -> Answer<U> {
-        match self {
-            Self::Ready(value) => Answer::Ready(change(value)),
-            Self::Pending(future) => Answer::Pending(Box::pin(async move { change(future.await) })),
-        }
-    }
-
-    /// Waits for it.
-    pub async fn wait(self) -> T {
-        match self {
-            Self::Ready(value) => value,
-            Self::Pending(future) => future.await,
-        }
-    }
-}
-
-impl<T> std::fmt::Debug for Answer<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Ready(_) => "Ready(..)",
-            Self::Pending(_) => "Pending(..)",
-        })
-    }
-}
-
 /// A fetched value, or why there is none.
 pub type Fetch = Result<Served, BackendError>;
-
-/// A folder's names, sorted.
-pub type Names = Arc<Vec<Name>>;
 
 /// The cache.
 #[derive(Debug)]
@@ -121,46 +97,6 @@ pub struct Cache {
     times: Mutex<Times>,
     clock: Clock,
     state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    /// The last number given.
-    number: u64,
-    /// Values, the one used last first.
-    values: LruCache<SecretPath, Kept>,
-    /// The bytes in `values`.
-    bytes: usize,
-    /// What was last shown of each secret, also after its value was dropped.
-    shown: HashMap<SecretPath, Shown>,
-    /// Fetches under way.
-    flights: HashMap<SecretPath, Flight>,
-    /// Folder lists; the folder `None` is the list of folders.
-    names: HashMap<(Name, Option<String>), (Names, Instant)>,
-    /// Counts invalidations; see rule 5.
-    epoch: u64,
-}
-
-#[derive(Debug)]
-struct Kept {
-    generation: Arc<Generation>,
-    binding: Arc<Binding>,
-    fetched: Instant,
-    forever: bool,
-}
-
-#[derive(Debug)]
-struct Shown {
-    number: u64,
-    version: Version,
-    reference: Reference,
-}
-
-#[derive(Debug, Clone)]
-struct Flight {
-    number: u64,
-    binding: Arc<Binding>,
-    landed: watch::Receiver<Option<Fetch>>,
 }
 
 /// Figures for `status`.
@@ -184,20 +120,11 @@ impl Cache {
         epoch: u32,
         clock: Clock,
     ) -> Self {
-        let state = State {
-            number: u64::from(epoch) << 32,
-            values: LruCache::unbounded(),
-            bytes: 0,
-            shown: HashMap::new(),
-            flights: HashMap::new(),
-            names: HashMap::new(),
-            epoch: 0,
-        };
         Self {
             backends,
             times: Mutex::new(times),
             clock,
-            state: Mutex::new(state),
+            state: Mutex::new(State::new(u64::from(epoch) << 32)),
         }
     }
 
@@ -222,37 +149,19 @@ impl Cache {
     #[must_use]
     pub fn fresh(&self, path: &SecretPath, binding: &Binding) -> Option<Arc<Generation>> {
         let ttl = self.times().ttl;
-        let mut state = self.state();
-        let kept = state.values.get(path)?;
-        let young = kept.forever || self.clock.now().saturating_duration_since(kept.fetched) < ttl;
-        (young && *kept.binding == *binding).then(|| Arc::clone(&kept.generation))
-    }
-
-    /// The names of the secrets in a backend's folder.
-    pub fn names(
-        self: &Arc<Self>,
-        backend: &Name,
-        folder: &str,
-    ) -> Answer<Result<Names, BackendError>> {
-        self.list(backend, Some(folder.to_owned()))
-    }
-
-    /// The names of a backend's folders.
-    pub fn folders(self: &Arc<Self>, backend: &Name) -> Answer<Result<Names, BackendError>> {
-        self.list(backend, None)
+        self.state().young(path, binding, self.clock.now(), ttl)
     }
 
     /// Forgets everything that was fetched from this reference's place, and the lists of its backend.
     pub fn invalidate(&self, changed: &Reference) {
         let same = |r: &Reference| r.backend == changed.backend && r.path == changed.path;
         let mut state = self.state();
-        state.epoch += 1;
-        state
-            .names
-            .retain(|(backend, _), _| *backend != changed.backend);
+        let elsewhere = |folder: &Folder| folder.backend != changed.backend;
+        state.lists.retain(|folder, _| elsewhere(folder));
+        state.list_flights.retain(|folder, _| elsewhere(folder));
         state
             .flights
-            .retain(|_, flight| !flight.binding.references.iter().any(same));
+            .retain(|_, (binding, _)| !binding.references.iter().any(same));
         let gone = |(path, kept): (&SecretPath, &Kept)| {
             kept.binding
                 .references
@@ -266,14 +175,10 @@ impl Cache {
         }
     }
 
-    /// Forgets everything.
+    /// Forgets everything, also which generations were shown: a store that was replaced may use a version's number for
+    /// another value.
     pub fn invalidate_all(&self) {
-        let mut state = self.state();
-        state.epoch += 1;
-        state.names.clear();
-        state.flights.clear();
-        state.values.clear();
-        state.bytes = 0;
+        self.state().clear();
     }
 
     /// How much is held.
@@ -295,20 +200,16 @@ impl Cache {
 
     /// Joins the fetch that is under way, or begins one, and waits for it until the deadline.
     async fn fetch(self: Arc<Self>, path: SecretPath, binding: Arc<Binding>) -> Fetch {
-        let timeout = self.times().timeout;
-        let mut landed = self.join(&path, &binding);
-        let fetched = match tokio::time::timeout(timeout, landed.wait_for(Option::is_some)).await {
-            Ok(Ok(fetch)) => fetch
-                .clone()
-                .unwrap_or_else(|| Err(BackendError::Unreachable("no answer".to_owned()))),
-            // The task that fetched is gone without an answer: it panicked, or the runtime is shutting down.
-            Ok(Err(_)) => Err(BackendError::Unreachable(
-                "the fetch was given up".to_owned(),
-            )),
-            Err(_) => Err(BackendError::Timeout(format!(
-                "{timeout:?} ([cache] timeout)"
-            ))),
+        let landed = match self.join(&path, &binding) {
+            Joined::Young(generation) => {
+                return Ok(Served {
+                    generation,
+                    stale: false,
+                });
+            }
+            Joined::Flight(landed) => landed,
         };
+        let fetched = wait(landed, self.times().timeout).await;
         match fetched {
             Err(BackendError::Unreachable(_) | BackendError::Timeout(_)) => {
                 match self.stale(&path, &binding) {
@@ -326,28 +227,24 @@ impl Cache {
         }
     }
 
-    fn join(
-        self: &Arc<Self>,
-        path: &SecretPath,
-        binding: &Arc<Binding>,
-    ) -> watch::Receiver<Option<Fetch>> {
+    fn join(self: &Arc<Self>, path: &SecretPath, binding: &Arc<Binding>) -> Joined {
+        let (ttl, now) = (self.times().ttl, self.clock.now());
         let mut state = self.state();
-        // A flight whose task died without landing has a closed channel, and is replaced.
-        if let Some(flight) = state.flights.get(path)
-            && flight.binding == *binding
-            && flight.landed.has_changed().is_ok()
-        {
-            return flight.landed.clone();
+        // A flight may have landed since the reader was told to wait (rule 2).
+        if let Some(generation) = state.young(path, binding, now, ttl) {
+            return Joined::Young(generation);
         }
-        let (land, landed) = watch::channel(None);
-        state.number += 1;
-        let number = state.number;
-        let flight = Flight {
-            number,
-            binding: Arc::clone(binding),
-            landed: landed.clone(),
-        };
-        state.flights.insert(path.clone(), flight);
+        if let Some((towards, flight)) = state.flights.get(path)
+            && towards.references == binding.references
+            && let Some(landed) = flight.join()
+        {
+            return Joined::Flight(landed);
+        }
+        let (flight, land) = state.begin();
+        let (number, landed) = (flight.number, land.subscribe());
+        state
+            .flights
+            .insert(path.clone(), (Arc::clone(binding), flight));
         drop(state);
         let (cache, path, binding) = (Arc::clone(self), path.clone(), Arc::clone(binding));
         // A task of its own, so that one reader's deadline or death does not take the others' answer away.
@@ -355,14 +252,12 @@ impl Cache {
             let timeout = cache.times().timeout;
             let found = match tokio::time::timeout(timeout, cache.find(&binding)).await {
                 Ok(found) => found,
-                Err(_) => Err(BackendError::Timeout(format!(
-                    "{timeout:?} ([cache] timeout)"
-                ))),
+                Err(_) => Err(too_late(timeout)),
             };
             let fetch = cache.land(&path, &binding, number, found);
             land.send_replace(Some(fetch));
         });
-        landed
+        Joined::Flight(landed)
     }
 
     /// Rule 8.
@@ -411,7 +306,7 @@ impl Cache {
         let ours = state
             .flights
             .get(path)
-            .is_some_and(|flight| flight.number == number);
+            .is_some_and(|(_, flight)| flight.number == number);
         if ours {
             state.flights.remove(path);
         }
@@ -424,11 +319,8 @@ impl Cache {
                 return Err(error);
             }
         };
-        let number = state.shown_number(path, &fetched.version, &reference, number);
-        let forever = self
-            .backends
-            .get(&reference.backend)
-            .is_some_and(|backend| backend.announces_changes());
+        let number = state.shown_number(path, &fetched.version, &reference, number, ours);
+        let forever = self.is_announced(binding, &reference);
         let generation = Arc::new(Generation {
             number,
             version: fetched.version,
@@ -459,66 +351,23 @@ impl Cache {
         let kept = state
             .values
             .peek(path)
-            .filter(|kept| *kept.binding == *binding)?;
+            .filter(|kept| kept.binding.references == binding.references)?;
         let age = self.clock.now().saturating_duration_since(kept.fetched);
         (age < ttl.saturating_add(binding.stale)).then(|| Arc::clone(&kept.generation))
     }
 
-    fn list(
-        self: &Arc<Self>,
-        backend: &Name,
-        folder: Option<String>,
-    ) -> Answer<Result<Names, BackendError>> {
-        let times = self.times();
-        let Some(source) = self.backends.get(backend).map(Arc::clone) else {
-            let error =
-                BackendError::Unusable(format!("no backend {:?} is running", backend.as_str()));
-            return Answer::Ready(Err(error));
-        };
-        let key = (backend.clone(), folder);
-        let state = self.state();
-        let young = |fetched| {
-            source.announces_changes()
-                || self.clock.now().saturating_duration_since(fetched) < times.ttl
-        };
-        if let Some((names, fetched)) = state.names.get(&key)
-            && young(*fetched)
-        {
-            return Answer::Ready(Ok(Arc::clone(names)));
-        }
-        let epoch = state.epoch;
-        drop(state);
-        let cache = Arc::clone(self);
-        Answer::Pending(Box::pin(async move {
-            let asked = async {
-                match &key.1 {
-                    Some(folder) => source.list(folder).await,
-                    None => source.folders().await,
-                }
-            };
-            let listed = match tokio::time::timeout(times.timeout, asked).await {
-                Ok(Ok(mut names)) => {
-                    names.sort_unstable();
-                    names.dedup();
-                    Arc::new(names)
-                }
-                // A folder that is not there yet is an empty one.
-                Ok(Err(BackendError::Absent(_))) => Arc::default(),
-                Ok(Err(error)) => return Err(error),
-                Err(_) => {
-                    return Err(BackendError::Timeout(format!(
-                        "{:?} ([cache] timeout)",
-                        times.timeout
-                    )));
-                }
-            };
-            let now = cache.clock.now();
-            let mut state = cache.state();
-            if state.epoch == epoch {
-                state.names.insert(key, (Arc::clone(&listed), now));
-            }
-            Ok(listed)
-        }))
+    /// True if every place that was asked until `found` says when it changes: also those that had nothing yet.
+    fn is_announced(&self, binding: &Binding, found: &Reference) -> bool {
+        let asked = binding.references.iter().position(|one| one == found);
+        let mut asked = binding
+            .references
+            .iter()
+            .take(asked.map_or(usize::MAX, |at| at + 1));
+        asked.all(|reference| {
+            self.backends
+                .get(&reference.backend)
+                .is_some_and(|backend| backend.announces_changes())
+        })
     }
 
     fn times(&self) -> Times {
@@ -531,48 +380,28 @@ impl Cache {
     }
 }
 
-impl State {
-    /// Rule 6. `number` is the one that the fetch took when it began.
-    fn shown_number(
-        &mut self,
-        path: &SecretPath,
-        version: &Version,
-        reference: &Reference,
-        number: u64,
-    ) -> u64 {
-        if let Some(shown) = self.shown.get(path) {
-            if shown.version == *version && shown.reference == *reference {
-                return shown.number;
-            }
-            if shown.number > number {
-                return number;
-            }
-        }
-        let shown = Shown {
-            number,
-            version: version.clone(),
-            reference: reference.clone(),
-        };
-        self.shown.insert(path.clone(), shown);
-        number
-    }
+/// What a reader finds who has to be given a value.
+enum Joined {
+    /// It is there by now.
+    Young(Arc<Generation>),
+    /// It is on its way.
+    Flight(watch::Receiver<Option<Fetch>>),
+}
 
-    /// Rule 7.
-    fn keep(&mut self, path: &SecretPath, kept: Kept) {
-        self.bytes += kept.generation.value.len();
-        if let Some(old) = self.values.put(path.clone(), kept) {
-            self.bytes -= old.generation.value.len();
-        }
-        while self.bytes > BUDGET && self.values.len() > 1 {
-            if let Some((_, dropped)) = self.values.pop_lru() {
-                self.bytes -= dropped.generation.value.len();
-            }
-        }
+/// Waits for what is under way, until the deadline (rule 3).
+async fn wait<T: Clone>(
+    mut landed: watch::Receiver<Option<Result<T, BackendError>>>,
+    timeout: Duration,
+) -> Result<T, BackendError> {
+    // Without its sender the task is gone without an answer: it panicked, or the runtime is shutting down.
+    let given_up = || BackendError::Unreachable("the fetch was given up".to_owned());
+    match tokio::time::timeout(timeout, landed.wait_for(Option::is_some)).await {
+        Ok(Ok(answer)) => answer.clone().unwrap_or_else(|| Err(given_up())),
+        Ok(Err(_)) => Err(given_up()),
+        Err(_) => Err(too_late(timeout)),
     }
+}
 
-    fn drop_value(&mut self, path: &SecretPath) {
-        if let Some(old) = self.values.pop(path) {
-            self.bytes -= old.generation.value.len();
-        }
-    }
+fn too_late(timeout: Duration) -> BackendError {
+    BackendError::Timeout(format!("{timeout:?} ([cache] timeout)"))
 }

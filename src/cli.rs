@@ -1,6 +1,147 @@
 //! The command line: one module for each group of commands.
 
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::control::Failure;
+
 pub mod args;
+mod copies;
+mod daemon;
+mod doctor;
+pub mod generate;
+pub mod import;
+mod init;
 pub mod input;
 pub mod output;
+mod reports;
+mod rules;
+mod secrets;
 pub mod serve;
+pub mod session;
+mod shell;
+
+use args::{Cli, Command, Stop};
+use output::Output;
+use session::Session;
+
+/// Runs the program: from its arguments to its exit code.
+#[must_use]
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let ended = match args::parse(arguments) {
+        Ok(cli) => carry_out(cli),
+        Err(Stop::Shown(text)) => {
+            // Help that was asked for goes to stdout; where a command is missing it is an error.
+            let code = text.exit_code();
+            let _ = text.print();
+            return u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from);
+        }
+        Err(Stop::Wrong(failure)) => Err(failure),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                let line = format!("secretfs: {}\n", output::printable(&failure.message));
+                let _ = std::io::stderr().write_all(line.as_bytes());
+            }
+            ExitCode::from(failure.kind.exit_code())
+        }
+    }
+}
+
+fn carry_out(cli: Cli) -> Result<(), Failure> {
+    let output = Output::new(cli.json);
+    let clock = Clock::default();
+    let file = cli.config;
+    let session = || Session::new(load(&place(file.as_deref())?)?, output, clock.clone());
+    match cli.command {
+        Command::Up { dir } => init::up(dir.as_deref(), file.as_deref(), output, &clock),
+        Command::Init { dir } => init::init(dir.as_deref(), file.as_deref(), output, &clock),
+        Command::Mount => daemon::mount(&load(&place(file.as_deref())?)?, &clock, || {}),
+        Command::Unmount => daemon::unmount(&mut session()?),
+        Command::Put(put) => secrets::put(&mut session()?, put),
+        Command::Get {
+            path,
+            version,
+            force,
+        } => secrets::get(&mut session()?, &path, version, force),
+        Command::Ls { service } => secrets::list(&mut session()?, service.as_deref()),
+        Command::History { path } => secrets::history(&mut session()?, &path),
+        Command::Rm {
+            path,
+            version,
+            force,
+        } => secrets::remove(&mut session()?, &path, version, force),
+        Command::Rollback { path, to } => secrets::roll_back(&mut session()?, &path, to),
+        Command::Import(import) => secrets::import(&mut session()?, import),
+        Command::Allow(rule) => rules::change(&mut session()?, rules::Change::Allow, &rule),
+        Command::Disallow(rule) => rules::change(&mut session()?, rules::Change::Disallow, &rule),
+        Command::Export { file, backend } => copies::export(&mut session()?, &file, backend),
+        Command::Restore {
+            file,
+            backend,
+            replace,
+        } => copies::restore(&mut session()?, &file, backend, replace),
+        Command::Rekey {
+            recipients,
+            backend,
+        } => copies::rekey(&mut session()?, recipients, backend),
+        Command::Status => reports::status(&mut session()?),
+        Command::Explain {
+            path,
+            pid,
+            uid,
+            gid,
+        } => reports::explain(&mut session()?, &path, pid, uid.as_deref(), gid.as_deref()),
+        Command::Doctor { repair } => {
+            doctor::doctor(&place(file.as_deref())?, repair, output, &clock)
+        }
+        Command::Reload => daemon::reload(&mut session()?),
+        Command::Audit {
+            follow,
+            secret,
+            uid,
+            since,
+            denied,
+        } => {
+            let wanted = reports::Wanted {
+                follow,
+                secret,
+                uid,
+                since,
+                denied,
+            };
+            reports::audit(&mut session()?, wanted)
+        }
+        Command::Completions { shell } => shell::completions(output, shell),
+        Command::Man { dir } => shell::man(output, dir.as_deref()),
+        Command::Serve(serve) => serve::serve(&place(file.as_deref())?, serve, &clock)
+            .map_err(|error| session::run_failure(&error)),
+    }
+}
+
+/// Where the config is.
+fn place(named: Option<&Path>) -> Result<PathBuf, Failure> {
+    match named {
+        Some(path) => Ok(path.to_owned()),
+        None => Config::default_path().map_err(|errors| Failure::usage(errors.to_string())),
+    }
+}
+
+fn load(file: &Path) -> Result<Config, Failure> {
+    Config::load(file).map_err(|errors| {
+        let count = errors.0.len();
+        let more = match errors.0.first() {
+            Some(first) if count > 1 => {
+                format!("{first} (and {} more: see `secretfs doctor`)", count - 1)
+            }
+            Some(_) | None => errors.to_string(),
+        };
+        Failure::usage(more)
+    })
+}

@@ -17,6 +17,7 @@ use crate::sys::{Gid, Uid};
 
 pub mod accounts;
 mod check;
+pub mod edit;
 mod file;
 pub mod open;
 pub mod template;
@@ -26,7 +27,7 @@ pub use accounts::{Accounts, Unknown};
 pub use values::ValueError;
 
 /// The whole config, checked: whoever holds one need not check anything again.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The file that it was read from.
     pub file: PathBuf,
@@ -236,7 +237,7 @@ impl Source {
 }
 
 /// One `[services.X]`.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServiceConfig {
     /// Where its secrets come from; without it there are only those that are bound one by one.
     pub source: Option<Source>,
@@ -249,7 +250,7 @@ pub struct ServiceConfig {
 }
 
 /// `[defaults]`: each folder of a backend is a service.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DefaultsConfig {
     /// The backend.
     pub source: Name,

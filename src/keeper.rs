@@ -20,6 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
+use sd_notify::NotifyState;
 
 use crate::backend::store::identity;
 use crate::clock::Clock;
@@ -204,6 +205,7 @@ impl Keeper<'_> {
             match self.wait(&mut serving)? {
                 Happened::Ready => {
                     if let Some(ready) = ready.take() {
+                        tell_systemd(NotifyState::Ready);
                         ready();
                     }
                 }
@@ -346,6 +348,7 @@ impl Keeper<'_> {
 
     /// The end: nobody can come any more, then the server drains, then whoever still waits is let go.
     fn stop(&self, mut serving: Serving) -> Result<(), KeeperError> {
+        tell_systemd(NotifyState::Stopping);
         let detached = self.mountpoint.detach();
         let server = pid(&serving.child);
         let _ = kill(server, Signal::SIGTERM);
@@ -376,6 +379,13 @@ impl Keeper<'_> {
         if let Err(error) = self.mountpoint.detach() {
             tracing::warn!(%error, mount = %self.config.mount.display(), "the dead mount would not go");
         }
+    }
+}
+
+/// Where nobody asked to be told, this does nothing.
+fn tell_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "systemd does not hear");
     }
 }
 

@@ -1,5 +1,9 @@
 //! secretfs: secrets as files, for exactly the processes that may read them.
 
+// What unit tests share with the tests outside names the library as they do.
+#[cfg(test)]
+extern crate self as secretfs;
+
 pub mod access;
 pub mod audit;
 pub mod backend;

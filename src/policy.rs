@@ -229,3 +229,6 @@ fn any<'a>(rules: impl IntoIterator<Item = &'a Rule>, caller: &Caller) -> Decisi
     }
     missing.map_or(Decision::Denied(Reason::NoRule), Decision::Undecided)
 }
+
+#[cfg(test)]
+mod tests;

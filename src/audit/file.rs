@@ -165,7 +165,11 @@ impl LogFile {
                 // At most the torn first line of a new file: nothing was ever acknowledged in it.
                 self.file.set_len(0)?;
                 self.len = 0;
-                let head = match File::open(rotated(&self.path, 1)) {
+                let before = OpenOptions::new()
+                    .read(true)
+                    .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
+                    .open(rotated(&self.path, 1));
+                let head = match before {
                     Ok(before) => {
                         let len = before.metadata()?.len();
                         tail(&before, len)?.map_or(Head::default(), |found| found.head)

@@ -18,7 +18,7 @@ use crate::config::{AuditConfig, OnFailure};
 use crate::secret::SecretBytes;
 
 /// How many lines may wait in the queue, and as many again in the writer.
-pub(super) const QUEUE: usize = 4096;
+pub(super) const QUEUE: usize = 8192;
 
 /// How long a command waits for its line.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
@@ -122,26 +122,26 @@ impl Handle {
         for entry in [repeats, first].into_iter().flatten() {
             let rejected = match self.queue.try_send(Message::Access(entry)) {
                 Ok(()) => continue,
-                Err(TrySendError::Full(rejected)) => {
-                    // Never over UNWRITABLE, which the writer alone takes back.
-                    let _ = self.shared.state.compare_exchange(
-                        OK,
-                        FULL,
-                        Ordering::Relaxed,
-                        Ordering::Relaxed,
-                    );
-                    rejected
-                }
+                Err(TrySendError::Full(rejected)) => rejected,
                 Err(TrySendError::Disconnected(rejected)) => {
                     self.shared.state.store(UNWRITABLE, Ordering::Relaxed);
                     rejected
                 }
             };
-            if let Message::Access(entry) = rejected {
-                let count = entry.count;
-                if !self.shared.folds.put_back(entry, now) {
-                    self.shared.lost.fetch_add(count, Ordering::Relaxed);
-                }
+            let Message::Access(entry) = rejected else {
+                continue;
+            };
+            // A full queue is no trouble yet: until the table is full too, the log is late, but complete.
+            let count = entry.count;
+            if !self.shared.folds.put_back(entry, now) {
+                self.shared.lost.fetch_add(count, Ordering::Relaxed);
+                // Never over UNWRITABLE, which the writer alone takes back.
+                let _ = self.shared.state.compare_exchange(
+                    OK,
+                    FULL,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                );
             }
         }
     }

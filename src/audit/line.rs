@@ -191,7 +191,8 @@ impl fmt::Display for Record {
             }
         }
         if let Some(rule) = &event.rule {
-            write!(f, " by {}", printable(rule))?;
+            // Our own words or a place in the config, blanks and all.
+            write!(f, " by {}", rule.escape_debug())?;
         }
         if entry.count > 1 {
             write!(f, " {} times", entry.count)?;

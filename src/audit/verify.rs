@@ -1,5 +1,6 @@
 //! Follows the chain line by line and says where it first breaks.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use super::chain::{Key, Mac, Sealed};
@@ -35,6 +36,35 @@ pub struct Report {
     pub unfinished: u64,
     /// Where the chain breaks first.
     pub broken: Option<Break>,
+}
+
+/// One line for people.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.lines == 0 {
+            f.write_str("no lines")?;
+        } else {
+            write!(f, "lines {} to {}", self.first, self.last)?;
+        }
+        match &self.broken {
+            Some(broken) => write!(f, ": the log was tampered with or damaged: {broken}")?,
+            None if self.keyed => f.write_str(": the chain is whole")?,
+            None => f.write_str(": not verified, for want of the key")?,
+        }
+        if self.first > 1 {
+            f.write_str("; the lines before were rotated away or removed")?;
+        }
+        for (count, what) in [
+            (self.torn, "lines torn by a crash or a full disk"),
+            (self.lost, "events lost while the log could not be written"),
+            (self.unfinished, "bytes of an unfinished line at the end"),
+        ] {
+            if count > 0 {
+                write!(f, "; {count} {what}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A place where the log is not as it was written.

@@ -1,5 +1,8 @@
 //! The one thread that writes.
 //!
+//! A command's line is on the disk before the command is acknowledged, and with it every line before. Accesses are
+//! handed to the kernel at once, which takes its time with the disk: a power cut may cost their last seconds.
+//!
 //! While writing fails, what waits is kept in order (a bounded number), each second it is tried again, and what found
 //! no place meanwhile is counted in a line of its own. After a failed write whose traces could not be removed a line
 //! may stand twice; it is never missing silently.
@@ -78,8 +81,7 @@ impl Writer {
         };
         writer.open_sink()?;
         // A full disk is no reason not to start: what follows is denied until it is written.
-        let begun = writer.write();
-        writer.report(&begun);
+        let _ = writer.write();
         writer.shared.last.store(writer.head.seq, Ordering::Relaxed);
         Ok(writer)
     }
@@ -102,7 +104,6 @@ impl Writer {
                 swept = now;
             }
             let result = self.write();
-            self.report(&result);
             if closing {
                 return result;
             }
@@ -114,7 +115,9 @@ impl Writer {
 
     /// Waits for something to do, and takes what is there.
     fn receive(&mut self, closing: bool, windows_open: bool) {
-        if self.waiting.len() >= QUEUE && !closing {
+        // At the end all that is queued is taken, but not what goes on coming.
+        let most = if closing { 2 * QUEUE } else { QUEUE };
+        if self.waiting.len() >= most {
             return;
         }
         let idle = !closing && self.sink.is_some();
@@ -136,14 +139,14 @@ impl Writer {
                 }
                 Message::Wake => {}
             }
-            if self.waiting.len() >= QUEUE && !closing {
+            if self.waiting.len() >= most {
                 return;
             }
             next = self.messages.try_recv().ok();
         }
     }
 
-    /// Writes all that waits. On an error it waits on, except for commands, which are told.
+    /// Writes all that waits, and reports how it went. On an error it waits on, except for commands, which are told.
     fn write(&mut self) -> Result<(), AuditError> {
         let mut acknowledged = Vec::new();
         let result = self.try_write(&mut acknowledged);
@@ -156,6 +159,8 @@ impl Writer {
                 !command
             });
         }
+        // Whoever is answered must find `ready` saying the same.
+        self.report(&result);
         for done in acknowledged {
             let _ = done.try_send(result.clone());
         }
@@ -175,7 +180,9 @@ impl Writer {
             self.open_sink()?;
         }
         let lost = self.shared.lost.swap(0, Ordering::Relaxed);
-        if lost > 0 {
+        if let Some(Note::Lost { events }) = self.notes.back_mut() {
+            *events = events.saturating_add(lost);
+        } else if lost > 0 {
             self.notes.push_back(Note::Lost { events: lost });
         }
         let mut buffer = Vec::new();

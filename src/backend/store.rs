@@ -14,7 +14,6 @@
 //! change is being written.
 
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -26,6 +25,7 @@ use crate::secret::{MAX_VALUE, Name, SecretBytes, SecretPath};
 
 mod archive;
 mod error;
+mod files;
 pub mod identity;
 mod index;
 mod rekey;
@@ -42,18 +42,12 @@ pub use repair::{Damage, Repaired, Report};
 pub use seal::{MAX_WORK_FACTOR, OpenWith, Recipient, RecipientError, SealTo};
 pub use storage::{write_whole, write_whole_with};
 
-use index::{Index, Invalid, Record, ValueFile};
-use seal::Unreadable;
+use files::{Before, Staged};
+use index::{Index, ValueFile};
 use storage::{Disk, File, Folder, KEPT, Storage};
 
 /// The longest description, in bytes.
 pub const MAX_DESCRIPTION: usize = 1024;
-
-/// No index is larger than this many bytes.
-const MAX_INDEX: usize = 1 << 28;
-
-/// No value's file is larger than this many bytes: the value, what age adds to it, and room for a thousand recipients.
-const MAX_FILE: usize = MAX_VALUE + (1 << 18);
 
 /// Told how far something long has come: done, and of how many where that is known.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, Option<usize>);
@@ -123,21 +117,21 @@ impl Store {
         identity: &Identity,
         clock: Clock,
     ) -> Result<Self, StoreError> {
-        let taken = [File::Index, File::Kept(1), File::Kept(2), File::Kept(3)];
-        for file in taken {
-            if exists(storage.as_ref(), file)? {
+        let kept = (1..=KEPT).map(File::Kept);
+        for file in std::iter::once(File::Index).chain(kept) {
+            if files::exists(storage.as_ref(), file)? {
                 return Err(StoreError::Exists(storage.path(file)));
             }
         }
-        if let Some(value) = values(storage.as_ref())?.first() {
+        if let Some(value) = files::values(storage.as_ref())?.first() {
             return Err(StoreError::Exists(storage.path(File::Value(*value))));
         }
         let state = State {
             index: Index::new(identity.recipients())?,
             identity: identity.clone(),
         };
-        write_index(storage.as_ref(), &state.index, Before::Keep)?;
-        sync(storage.as_ref(), Folder::Indexes)?;
+        files::write_index(storage.as_ref(), &state.index, Before::Keep)?;
+        files::sync(storage.as_ref(), Folder::Indexes)?;
         Ok(Self::over(storage, state, clock))
     }
 
@@ -146,8 +140,8 @@ impl Store {
         identity: Identity,
         clock: Clock,
     ) -> Result<Self, StoreError> {
-        let index = read_index(storage.as_ref(), File::Index, &identity)?;
-        sweep(storage.as_ref(), &index);
+        let index = files::read_index(storage.as_ref(), File::Index, &identity)?;
+        files::sweep(storage.as_ref(), &index);
         Ok(Self::over(storage, State { index, identity }, clock))
     }
 
@@ -170,13 +164,12 @@ impl Store {
         value: &SecretBytes,
         description: Option<&str>,
     ) -> Result<Version, StoreError> {
-        let mut versions = self.put_all(&[NewValue {
+        let new = NewValue {
             path,
             value,
             description,
-        }])?;
-        // One value went in, so one version came out.
-        versions.pop().ok_or_else(|| StoreError::absent(path, None))
+        };
+        only(self.put_all(&[new])?, path)
     }
 
     /// Writes a new version of each: all of them or, if it fails, none. The versions come in the same order.
@@ -192,7 +185,14 @@ impl Store {
                 return Err(StoreError::Description(new.path.clone()));
             }
         }
-        let _changing = self.changing();
+        self.put_while(&self.changing(), new)
+    }
+
+    fn put_while(
+        &self,
+        _changing: &MutexGuard<'_, ()>,
+        new: &[NewValue<'_>],
+    ) -> Result<Vec<Version>, StoreError> {
         let state = self.state();
         let mut index = state.index.clone();
         let mut staged = self.stage();
@@ -217,7 +217,7 @@ impl Store {
         let mut state = self.state();
         loop {
             let record = state.index.record(path, version)?;
-            let error = match read_value(self.storage(), &state.identity, record) {
+            let error = match files::read_value(self.storage(), &state.identity, record) {
                 Ok(value) => {
                     return Ok(Fetched {
                         value,
@@ -294,9 +294,9 @@ impl Store {
         let files = index.take(path, version)?;
         self.switch(index, state.identity.clone(), self.stage(), Before::Keep)?;
         for file in files {
-            remove(self.storage(), File::Value(file))?;
+            files::remove(self.storage(), File::Value(file))?;
         }
-        sync(self.storage(), Folder::Values)
+        files::sync(self.storage(), Folder::Values)
     }
 
     /// Makes the value of an earlier version the current one, as a new version.
@@ -304,8 +304,14 @@ impl Store {
     /// # Errors
     /// As [`Store::get`] and [`Store::put`].
     pub fn rollback(&self, path: &SecretPath, to: &Version) -> Result<Version, StoreError> {
-        let value = self.get(path, Some(to))?.value;
-        self.put(path, &value, None)
+        // Were the value read before nobody else can change the store, it could come back after it was destroyed.
+        let changing = self.changing();
+        let new = NewValue {
+            path,
+            value: &self.get(path, Some(to))?.value,
+            description: None,
+        };
+        only(self.put_while(&changing, &[new])?, path)
     }
 
     /// The key of the audit log's chain, which never changes.
@@ -366,10 +372,7 @@ impl Store {
     }
 
     fn stage(&self) -> Staged<'_> {
-        Staged {
-            storage: self.storage(),
-            files: Vec::new(),
-        }
+        Staged::new(self.storage())
     }
 
     /// Makes `index` the current one, with the values that were staged for it.
@@ -380,10 +383,10 @@ impl Store {
         staged: Staged<'_>,
         before: Before,
     ) -> Result<(), StoreError> {
-        if !staged.files.is_empty() {
-            sync(self.storage(), Folder::Values)?;
+        if !staged.is_empty() {
+            files::sync(self.storage(), Folder::Values)?;
         }
-        write_index(self.storage(), &index, before)?;
+        files::write_index(self.storage(), &index, before)?;
         // From here on the new index is what a process finds that opens the store, also if the fsync below fails.
         staged.keep();
         *self
@@ -391,13 +394,13 @@ impl Store {
             .current
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = Arc::new(State { index, identity });
-        sync(self.storage(), Folder::Indexes)
+        files::sync(self.storage(), Folder::Indexes)
     }
 
     /// Removes files that no index names any more. What stays behind is swept at the next open.
     fn drop_values(&self, files: &[ValueFile]) {
         for file in files {
-            sweep_away(self.storage(), File::Value(*file));
+            files::sweep_away(self.storage(), File::Value(*file));
         }
     }
 }
@@ -408,245 +411,17 @@ impl fmt::Debug for Store {
     }
 }
 
+/// The version that came out where one value went in.
+fn only(mut versions: Vec<Version>, path: &SecretPath) -> Result<Version, StoreError> {
+    versions.pop().ok_or_else(|| StoreError::absent(path, None))
+}
+
+/// Reads any bytes as an index, for the fuzzer.
+#[doc(hidden)]
+pub fn fuzz_index(document: &SecretBytes) {
+    drop(Index::parse(document).map(|index| index.records().count()));
+}
+
 fn fit_description(text: &str) -> bool {
     text.len() <= MAX_DESCRIPTION && !text.chars().any(char::is_control)
-}
-
-/// Values that are on the disk and that no index names yet. They go again unless they are kept.
-struct Staged<'a> {
-    storage: &'a dyn Storage,
-    files: Vec<ValueFile>,
-}
-
-impl Staged<'_> {
-    fn add(
-        &mut self,
-        recipients: &[Recipient],
-        value: &SecretBytes,
-    ) -> Result<index::Sealed, StoreError> {
-        let file = ValueFile::random()?;
-        let path = || self.storage.path(File::Value(file));
-        let bytes = seal::seal(SealTo::Recipients(recipients), value.len(), |writer| {
-            writer.write_all(value.expose())
-        })
-        .map_err(|error| StoreError::io("seal", &path(), error))?;
-        self.storage
-            .create(File::Value(file), &bytes)
-            .map_err(|error| StoreError::io("write", &path(), error))?;
-        self.files.push(file);
-        Ok(index::Sealed {
-            file,
-            size: value.len(),
-            sha256: index::Sha256::of(&bytes),
-        })
-    }
-
-    fn keep(mut self) {
-        self.files.clear();
-    }
-}
-
-impl Drop for Staged<'_> {
-    fn drop(&mut self) {
-        for file in &self.files {
-            sweep_away(self.storage, File::Value(*file));
-        }
-    }
-}
-
-/// What becomes of the index that is replaced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Before {
-    /// It is kept, and so are the two before it.
-    Keep,
-    /// It goes, and the ones before it stay as they are: it is damaged, and one of them is what there is.
-    Leave,
-    /// It goes, and so do the ones before it: what opened them shall open nothing any more.
-    Forget,
-}
-
-/// Puts an index in the place of the current one. If it fails, the current one is still the old one.
-fn write_index(storage: &dyn Storage, index: &Index, before: Before) -> Result<(), StoreError> {
-    let new = storage.path(File::NewIndex);
-    let io = |step: &'static str| {
-        let new = new.clone();
-        move |error: io::Error| StoreError::io(step, &new, error)
-    };
-    let room = index.records().count().saturating_mul(256);
-    let bytes = seal::seal(SealTo::Recipients(&index.recipients), room, |writer| {
-        index.write(writer)
-    })
-    .map_err(io("seal"))?;
-    remove(storage, File::NewIndex)?;
-    storage
-        .create(File::NewIndex, &bytes)
-        .map_err(io("write"))?;
-    let placed = set_aside(storage, before).and_then(|()| {
-        storage
-            .rename(File::NewIndex, File::Index)
-            .map_err(io("rename"))
-    });
-    if placed.is_err() {
-        sweep_away(storage, File::NewIndex);
-    }
-    placed
-}
-
-fn set_aside(storage: &dyn Storage, before: Before) -> Result<(), StoreError> {
-    match before {
-        Before::Keep => {
-            for age in (1..KEPT).rev() {
-                let (from, to) = (File::Kept(age), File::Kept(age + 1));
-                let renamed = unless_missing(storage.rename(from, to));
-                renamed.map_err(|error| StoreError::io("rename", &storage.path(from), error))?;
-            }
-            unless_missing(storage.link(File::Index, File::Kept(1)))
-                .map_err(|error| StoreError::io("make", &storage.path(File::Kept(1)), error))
-        }
-        Before::Leave => Ok(()),
-        Before::Forget => (1..=KEPT).try_for_each(|age| remove(storage, File::Kept(age))),
-    }
-}
-
-fn read_index(storage: &dyn Storage, file: File, identity: &Identity) -> Result<Index, StoreError> {
-    let path = storage.path(file);
-    let sealed = match storage.read(file, MAX_INDEX) {
-        Ok(sealed) => sealed,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let remains = exists(storage, File::Kept(1))? || !values(storage)?.is_empty();
-            return Err(if remains {
-                StoreError::damaged(&path, "the index is missing")
-            } else {
-                StoreError::Missing(path)
-            });
-        }
-        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
-            return Err(StoreError::damaged(&path, "the index is far too large"));
-        }
-        Err(error) => return Err(StoreError::io("read", &path, error)),
-    };
-    let document = seal::open(OpenWith::Identity(identity), &sealed, MAX_INDEX);
-    let document = document.map_err(|error| match error {
-        Unreadable::WrongKey | Unreadable::NeedsPassphrase => {
-            StoreError::WrongIdentity(path.clone())
-        }
-        Unreadable::WrongPassphrase
-        | Unreadable::WorkFactor(_)
-        | Unreadable::Damaged
-        | Unreadable::Plugin(_) => StoreError::damaged(&path, "the index is not as it was written"),
-    })?;
-    Index::parse(&document).map_err(|invalid| match invalid {
-        Invalid::Format(found) => StoreError::Format { file: path, found },
-        Invalid::Content(what) => StoreError::damaged(&path, what),
-    })
-}
-
-/// Why a value could not be read.
-#[derive(Debug)]
-enum ValueError {
-    Io(io::Error),
-    Damaged(&'static str),
-}
-
-impl ValueError {
-    fn gone(&self) -> bool {
-        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::NotFound)
-    }
-
-    /// The same, with what people need to know.
-    fn of(self, storage: &dyn Storage, path: &SecretPath, record: &Record) -> StoreError {
-        let file = storage.path(File::Value(record.file));
-        let version = record.version;
-        match self {
-            Self::Io(error) if error.kind() == io::ErrorKind::NotFound => {
-                StoreError::damaged(&file, format!("{path}@{version} is missing"))
-            }
-            Self::Io(error) => StoreError::io("read", &file, error),
-            Self::Damaged(what) => StoreError::damaged(&file, format!("{path}@{version} {what}")),
-        }
-    }
-}
-
-fn read_value(
-    storage: &dyn Storage,
-    identity: &Identity,
-    record: &Record,
-) -> Result<SecretBytes, ValueError> {
-    let damaged = ValueError::Damaged("is not as it was written");
-    let sealed = match storage.read(File::Value(record.file), MAX_FILE) {
-        Ok(sealed) => sealed,
-        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => return Err(damaged),
-        Err(error) => return Err(ValueError::Io(error)),
-    };
-    if index::Sha256::of(&sealed) != record.sha256 {
-        return Err(damaged);
-    }
-    match seal::open(OpenWith::Identity(identity), &sealed, record.size) {
-        Ok(value) if value.len() == record.size => Ok(value),
-        Ok(_) | Err(Unreadable::Damaged) => Err(damaged),
-        Err(
-            Unreadable::WrongKey
-            | Unreadable::NeedsPassphrase
-            | Unreadable::WrongPassphrase
-            | Unreadable::WorkFactor(_)
-            | Unreadable::Plugin(_),
-        ) => Err(ValueError::Damaged("is sealed to another identity")),
-    }
-}
-
-/// Removes what a crash left behind. `index` is the current one.
-fn sweep(storage: &dyn Storage, index: &Index) {
-    let Ok(files) = storage.values() else {
-        return;
-    };
-    let named: std::collections::BTreeSet<_> = index.records().map(|record| record.file).collect();
-    for file in files.into_iter().filter(|file| !named.contains(file)) {
-        sweep_away(storage, File::Value(file));
-    }
-    sweep_away(storage, File::NewIndex);
-}
-
-/// Removes a file whose staying would do no harm.
-fn sweep_away(storage: &dyn Storage, file: File) {
-    if let Err(error) = remove(storage, file) {
-        tracing::warn!("{error}");
-    }
-}
-
-fn remove(storage: &dyn Storage, file: File) -> Result<(), StoreError> {
-    unless_missing(storage.remove(file))
-        .map_err(|error| StoreError::io("remove", &storage.path(file), error))
-}
-
-fn sync(storage: &dyn Storage, folder: Folder) -> Result<(), StoreError> {
-    let path = match folder {
-        Folder::Indexes => storage.path(File::Index),
-        Folder::Values => storage.path(File::Index).with_extension("d"),
-    };
-    storage
-        .sync(folder)
-        .map_err(|error| StoreError::io("write the folder of", &path, error))
-}
-
-fn values(storage: &dyn Storage) -> Result<Vec<ValueFile>, StoreError> {
-    storage.values().map_err(|error| {
-        let folder = storage.path(File::Index).with_extension("d");
-        StoreError::io("list", &folder, error)
-    })
-}
-
-fn exists(storage: &dyn Storage, file: File) -> Result<bool, StoreError> {
-    match storage.read(file, 0) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(StoreError::io("read", &storage.path(file), error)),
-    }
-}
-
-fn unless_missing(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
 }

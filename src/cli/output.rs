@@ -107,6 +107,10 @@ impl Output {
                 }
             }));
         }
+        // Nothing before the first column: a script may take it by its place.
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
         if self.colour {
             table.enforce_styling();
         } else {
@@ -118,6 +122,11 @@ impl Output {
             .collect::<Vec<_>>()
             .join("\n")
     }
+}
+
+/// Says something to the person at the terminal: on stderr, so that a pipe gets only what was asked for.
+pub(crate) fn note(text: &str) {
+    let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
 }
 
 /// A plain cell.
@@ -182,25 +191,35 @@ impl Progress {
     }
 }
 
+impl Progress {
+    /// So many steps are done.
+    pub(crate) fn step(&self, done: usize, total: Option<usize>) {
+        let number = |count| u64::try_from(count).unwrap_or(u64::MAX);
+        self.set(number(done), total.map_or(0, number));
+    }
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
 }
 
-/// Writes to stdout. Whoever reads it may have had enough, which is no failure of ours.
+/// Writes to stdout. Whoever reads it may have had enough: then the command ends, without a word.
 fn write(parts: &[&[u8]]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     let written = parts
         .iter()
         .try_for_each(|part| stdout.write_all(part))
         .and_then(|()| stdout.flush());
-    match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(format!(
+    written.map_err(|error| {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Failure::failed("");
+        }
+        Failure::failed(format!(
             "stdout cannot be written: {error}: look where it goes"
-        ))),
-        Ok(()) | Err(_) => Ok(()),
-    }
+        ))
+    })
 }
 
 #[cfg(test)]

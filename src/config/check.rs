@@ -58,65 +58,57 @@ pub(super) fn config(
     let report = Report::new(file, text);
     let document = report.document()?;
     let top = Item::top(&report, &document);
-    let config = top
-        .section(keys::TOP)
-        .map(|top| Reader { accounts }.config(&top, file));
-    report.finish(config)
+    let top = top.section(keys::TOP);
+    report.finish(top.map(|top| sections(&top, file, accounts)))
 }
 
-struct Reader<'a> {
-    accounts: &'a dyn Accounts,
+fn sections(top: &Section<'_>, file: &Path, accounts: &dyn Accounts) -> Config {
+    let members = |key| top.get(key).map(|item| item.members()).unwrap_or_default();
+    let backends: BTreeMap<_, _> = members("backends")
+        .iter()
+        .map(|(name, item)| (name.clone(), backend(item)))
+        .collect();
+    let services = members("services")
+        .iter()
+        .map(|(name, item)| (name.clone(), service(item, &backends)))
+        .collect();
+    let config = Config {
+        file: file.to_owned(),
+        mount: path_or(top, "mount", "/secrets"),
+        runtime: path_or(top, "runtime", "/run/secretfs"),
+        state: path_or(top, "state", "/var/lib/secretfs"),
+        user: top.get("user").and_then(|item| user(&item, accounts)),
+        manage: rules(top, "manage").unwrap_or_default(),
+        services,
+        defaults: top
+            .get("defaults")
+            .and_then(|item| defaults(&item, &backends)),
+        backends: backends
+            .into_iter()
+            .filter_map(|(name, backend)| Some((name, backend?)))
+            .collect(),
+        cache: top
+            .get("cache")
+            .map(|item| cache(&item))
+            .unwrap_or_default(),
+        audit: top
+            .get("audit")
+            .map(|item| audit(&item))
+            .unwrap_or_default(),
+    };
+    places(top, &config);
+    config
 }
 
-impl Reader<'_> {
-    fn config(&self, top: &Section<'_>, file: &Path) -> Config {
-        let members = |key| top.get(key).map(|item| item.members()).unwrap_or_default();
-        let backends: BTreeMap<_, _> = members("backends")
-            .iter()
-            .map(|(name, item)| (name.clone(), backend(item)))
-            .collect();
-        let services = members("services")
-            .iter()
-            .map(|(name, item)| (name.clone(), service(item, &backends)))
-            .collect();
-        let config = Config {
-            file: file.to_owned(),
-            mount: path_or(top, "mount", "/secrets"),
-            runtime: path_or(top, "runtime", "/run/secretfs"),
-            state: path_or(top, "state", "/var/lib/secretfs"),
-            user: top.get("user").and_then(|item| self.user(&item)),
-            manage: rules(top, "manage").unwrap_or_default(),
-            services,
-            defaults: top
-                .get("defaults")
-                .and_then(|item| defaults(&item, &backends)),
-            backends: backends
-                .into_iter()
-                .filter_map(|(name, backend)| Some((name, backend?)))
-                .collect(),
-            cache: top
-                .get("cache")
-                .map(|item| cache(&item))
-                .unwrap_or_default(),
-            audit: top
-                .get("audit")
-                .map(|item| audit(&item))
-                .unwrap_or_default(),
-        };
-        places(top, &config);
-        config
+fn user(item: &Item<'_>, accounts: &dyn Accounts) -> Option<Account> {
+    let name = item.text("an account's name, as in \"secretfs\"")?;
+    let account = accounts.user(name);
+    if account.is_none() {
+        item.fail(
+            "there is no such account: make it with `useradd --system --no-create-home NAME`, or leave `user` out to serve as who starts the daemon",
+        );
     }
-
-    fn user(&self, item: &Item<'_>) -> Option<Account> {
-        let name = item.text("an account's name, as in \"secretfs\"")?;
-        let account = self.accounts.user(name);
-        if account.is_none() {
-            item.fail(
-                "there is no such account: make it with `useradd --system --no-create-home NAME`, or leave `user` out to serve as who starts the daemon",
-            );
-        }
-        account
-    }
+    account
 }
 
 /// Nothing that the daemon itself needs may stand in the mount, where it would wait for itself.
@@ -158,9 +150,10 @@ fn places(top: &Section<'_>, config: &Config) {
 /// `None` for a backend that is wrong, and told; it is defined all the same.
 fn backend(item: &Item<'_>) -> Option<BackendConfig> {
     // The type decides which keys are known, so it is looked at before them.
-    let kind = item.peek("type");
-    let Some(kind) = kind else {
-        item.fail("`type` is missing: write type = \"store\"");
+    let Some(kind) = item.peek("type") else {
+        if item.must_be_table() {
+            item.fail("`type` is missing: write type = \"store\"");
+        }
         return None;
     };
     if kind.text("a backend's type, as in \"store\"")? != "store" {

@@ -1,7 +1,7 @@
 //! The raw form of the config: TOML sections, items and where they stand.
 //!
-//! Each value is read on its own and each mistake is put on one [`Report`], with its line and its dotted key, so that
-//! all of them are told at once. Keys are told apart here: a section is opened with the keys that it may have, and any
+//! Each value is read on its own, rather than all by one derived `Deserialize`, which ends at the first mistake: here each
+//! mistake is put on one [`Report`], with its line and its dotted key, so that all of them are told at once. Keys are told apart here: a section is opened with the keys that it may have, and any
 //! other is an error. What stood in the file is never repeated, only where it stood: it may be a secret in a wrong place.
 
 use std::cell::RefCell;
@@ -143,6 +143,11 @@ impl<'r> Item<'r> {
     pub(super) fn peek(&self, key: &str) -> Option<Self> {
         let value = self.value.get_ref().as_table()?.get(key)?;
         Some(self.child(key, value))
+    }
+
+    /// True if it is a table, which it must be.
+    pub(super) fn must_be_table(&self) -> bool {
+        self.table().is_some()
     }
 
     /// True if it is a table.

@@ -99,7 +99,7 @@ impl Client {
         &mut self,
         request: &Request,
         upload: Upload,
-        events: &mut (dyn FnMut(Event) -> Result<(), Failure> + Send),
+        events: &mut dyn FnMut(Event) -> Result<(), Failure>,
     ) -> Result<Answer, Failure> {
         let sent = self.send(request, upload).await?;
         loop {

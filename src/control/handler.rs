@@ -25,10 +25,13 @@ use crate::config::AuditTarget;
 use crate::control::protocol::Request;
 use crate::control::{Answer, Body, Commands, Event, Exchange, Failure, Kind};
 use crate::fs::Tree;
+use crate::policy::Reason;
 use crate::secret::{Name, SecretBytes, SecretPath};
 
 mod copies;
 mod reports;
+#[cfg(test)]
+mod tests;
 mod values;
 
 /// What commands work on.
@@ -203,7 +206,10 @@ impl Job<'_> {
 
     fn denied(&self, denied: &Denied, mend: &str) -> Failure {
         let mend = match denied {
-            Denied::Policy(_) => format!("{mend} in the config must name uid {}", self.caller.uid),
+            Denied::Policy(Reason::Closed(_)) => "see `secretfs doctor`".to_owned(),
+            Denied::Policy(Reason::NoService | Reason::NoRule | Reason::Narrowed) => {
+                format!("{mend} in the config must name uid {}", self.caller.uid)
+            }
             Denied::Caller(_) => "ask from where the daemon can see you".to_owned(),
             Denied::Audit(_) => "see `secretfs doctor`".to_owned(),
         };
@@ -246,9 +252,16 @@ impl Job<'_> {
             .binding(path)
             .and_then(|binding| binding.references.first().cloned())
         else {
+            let service = &path.service;
+            let mend = if catalogue.has_service(service) {
+                format!(
+                    "give [services.{service}] a `source`, or bind it below [services.{service}.secrets]"
+                )
+            } else {
+                format!("`secretfs allow {service} --uid USER` makes [services.{service}]")
+            };
             return Err(Failure::usage(format!(
-                "{path}: the config has no place for it: give [services.{}] a `source`",
-                path.service
+                "{path}: the config has no place for it: {mend}"
             )));
         };
         let Some(store) = self.parts.stores.get(&reference.backend) else {
@@ -312,7 +325,7 @@ fn failed(mandate: Mandate, error: &StoreError) -> Failure {
         Kind::Absent => Outcome::Absent,
         Kind::Denied => Outcome::Refused,
         Kind::Unavailable => Outcome::Unreachable,
-        Kind::Failed | Kind::Usage => Outcome::Error,
+        Kind::Failed | Kind::Busy | Kind::Usage => Outcome::Error,
     };
     match mandate.settle(outcome, None) {
         Ok(()) => failure,
@@ -323,10 +336,21 @@ fn failed(mandate: Mandate, error: &StoreError) -> Failure {
 fn store_failure(error: &StoreError) -> Failure {
     let kind = match error {
         StoreError::Absent(_) => Kind::Absent,
-        StoreError::Missing(_) | StoreError::Damaged { .. } | StoreError::Io { .. } => {
-            Kind::Unavailable
-        }
-        _ => Kind::Failed,
+        StoreError::Missing(_)
+        | StoreError::Damaged { .. }
+        | StoreError::Io { .. }
+        | StoreError::Identity(_)
+        | StoreError::WrongIdentity(_)
+        | StoreError::Format { .. }
+        | StoreError::Locked(_) => Kind::Unavailable,
+        StoreError::TooLarge(_)
+        | StoreError::Description(_)
+        | StoreError::Exists(_)
+        | StoreError::NotEmpty(_)
+        | StoreError::Archive(_)
+        | StoreError::NeedsPassphrase
+        | StoreError::Export(_)
+        | StoreError::Random => Kind::Failed,
     };
     Failure::new(kind, error.to_string())
 }
@@ -334,7 +358,8 @@ fn store_failure(error: &StoreError) -> Failure {
 fn backend_failure(path: &SecretPath, error: &BackendError) -> Failure {
     let kind = match error {
         BackendError::Absent(_) => {
-            return Failure::new(Kind::Absent, error.to_string());
+            let message = format!("no such secret: {path}: see `secretfs ls {}`", path.service);
+            return Failure::new(Kind::Absent, message);
         }
         BackendError::Refused(_) => Kind::Denied,
         BackendError::Unreachable(_) | BackendError::Timeout(_) => Kind::Unavailable,

@@ -189,13 +189,55 @@ impl Catalogue {
         )
     }
 
+    /// True if the config itself says where this secret is found.
+    #[must_use]
+    pub fn is_bound(&self, path: &SecretPath) -> bool {
+        let listed = self.listed(path);
+        listed.is_some_and(|secret| secret.binding.is_some())
+    }
+
+    /// The secrets whose value is, or could come to be, what is found at this reference's place.
+    #[must_use]
+    pub fn paths_from(&self, changed: &Reference) -> Vec<SecretPath> {
+        let same = |r: &Reference| r.backend == changed.backend && r.path == changed.path;
+        let mut paths = Vec::new();
+        for (name, service) in &self.services {
+            let path = |secret: &Name| SecretPath {
+                service: name.clone(),
+                name: secret.clone(),
+            };
+            for (secret, listed) in &service.secrets {
+                let binding = listed.binding.as_ref();
+                if binding.is_some_and(|binding| binding.references.iter().any(same)) {
+                    paths.push(path(secret));
+                }
+            }
+            let last = changed.path.rsplit('/').next();
+            if let Some(secret) = last.and_then(|last| last.parse().ok())
+                && let Some(source) = &service.source
+                && same(&source.reference(&secret))
+                && !self.is_bound(&path(&secret))
+            {
+                paths.push(path(&secret));
+            }
+        }
+        if self.defaults.as_ref() == Some(&changed.backend)
+            && let Ok(path) = changed.path.parse::<SecretPath>()
+            && !self.has_service(&path.service)
+        {
+            paths.push(path);
+        }
+        paths
+    }
+
     /// How a secret looks.
     #[must_use]
     pub fn look(&self, path: &SecretPath) -> Look {
-        let listed = self
-            .services
-            .get(&path.service)
-            .and_then(|service| service.secrets.get(&path.name));
+        let listed = self.listed(path);
         listed.map(|secret| secret.look.clone()).unwrap_or_default()
+    }
+
+    fn listed(&self, path: &SecretPath) -> Option<&Listed> {
+        self.services.get(&path.service)?.secrets.get(&path.name)
     }
 }

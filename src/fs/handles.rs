@@ -19,7 +19,7 @@ pub(super) struct OpenFile {
     pub(super) node: Arc<SecretNode>,
     pub(super) generation: Arc<Generation>,
     pub(super) reads: Reads,
-    /// Opened while an older generation of the same inode was open.
+    /// Opened while another generation of the same inode was open.
     pub(super) superseding: bool,
 }
 

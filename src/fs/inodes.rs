@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use jiff::Timestamp;
 
-use crate::backend::Reference;
 use crate::cache::Generation;
 use crate::secret::{Name, SecretPath};
 
@@ -58,7 +57,6 @@ struct SecretState {
 #[derive(Debug)]
 struct Shown {
     number: u64,
-    reference: Reference,
     modified: Timestamp,
 }
 
@@ -67,8 +65,12 @@ struct Shown {
 pub(super) struct Pinned {
     /// The size the kernel must be told of before the open is answered.
     pub(super) tell: Option<Tell>,
-    /// An older handle is open: no page cache for this one.
+    /// A handle on another generation is open.
     pub(super) superseding: bool,
+    /// The inode has shown an older generation, so that its name has to lead to a new inode.
+    pub(super) outdates: bool,
+    /// No page cache for this one.
+    pub(super) direct: bool,
     /// The page cache holds pages of this very generation.
     pub(super) keep_pages: bool,
 }
@@ -123,39 +125,33 @@ impl SecretNode {
         }
     }
 
-    /// A handle is opened on this generation; `paged` if its reads go through the page cache.
-    pub(super) fn pin(&self, generation: &Generation, paged: bool) -> Pinned {
+    /// A handle is opened on this generation; `cached` if its reads may go through the page cache.
+    pub(super) fn pin(&self, generation: &Generation, cached: bool) -> Pinned {
         let (number, length) = (generation.number, length(generation));
         let mut state = self.state();
         let superseding = state.open.iter().any(|(other, _)| *other != number);
-        let taken_over = !superseding
-            && state
-                .shown
-                .as_ref()
-                .is_some_and(|shown| shown.number != number);
-        // The size is the inode's: while an older handle lives it must not shrink under its mappings.
-        state.size = if superseding {
+        let last = state.shown.as_ref().map(|shown| shown.number);
+        let outdates = last.is_some_and(|last| last < number);
+        // What an overtaken fetch brought to an inode that has shown a newer generation by now.
+        let behind = last.is_some_and(|last| last > number);
+        let taken_over = outdates && !superseding;
+        // The size is the inode's: while another handle lives it must not shrink under its mappings.
+        state.size = if superseding || behind {
             state.size.max(length)
         } else {
             length
         };
-        if state
-            .shown
-            .as_ref()
-            .is_none_or(|shown| shown.number < number)
-        {
+        if outdates || last.is_none() {
             state.shown = Some(Shown::of(generation));
         }
         match state.open.iter_mut().find(|(other, _)| *other == number) {
             Some((_, count)) => *count += 1,
             None => state.open.push((number, 1)),
         }
-        let keep_pages = !superseding && state.pages == Some(number);
-        if paged && !superseding {
-            state.pages = Some(number);
-        } else if taken_over {
-            state.pages = None;
-        }
+        let paged = cached && !superseding && !outdates && !behind;
+        let keep_pages = paged && state.pages == Some(number);
+        // A handle past the page cache fills it all the same where it is mapped.
+        state.pages = paged.then_some(number);
         let tell = (state.told != state.size || taken_over).then_some(Tell {
             ino: self.ino,
             size: state.size,
@@ -164,6 +160,8 @@ impl SecretNode {
         Pinned {
             tell,
             superseding,
+            outdates,
+            direct: !paged,
             keep_pages,
         }
     }
@@ -181,26 +179,13 @@ impl SecretNode {
     pub(super) fn is_shared_with_another_generation(&self, number: u64) -> bool {
         self.state().open.iter().any(|(other, _)| *other != number)
     }
-
-    fn came_from(&self, reference: &Reference) -> bool {
-        self.state().shown.as_ref().is_some_and(|shown| {
-            shown.reference.backend == reference.backend && shown.reference.path == reference.path
-        })
-    }
 }
 
 impl Shown {
     fn of(generation: &Generation) -> Self {
-        let Generation {
-            number,
-            reference,
-            modified,
-            ..
-        } = generation;
         Self {
-            number: *number,
-            reference: reference.clone(),
-            modified: *modified,
+            number: generation.number,
+            modified: generation.modified,
         }
     }
 }
@@ -299,31 +284,30 @@ impl Inodes {
         }
     }
 
-    /// The names of secrets whose shown value came from this reference's place. Each gets a new inode at its next look-up.
-    pub(super) fn supersede_from(&self, reference: &Reference) -> Vec<SecretPath> {
+    /// The next look-up of this secret gets a new inode. False if it has none yet.
+    pub(super) fn supersede_path(&self, path: &SecretPath) -> bool {
+        self.table_mut().supersede(path)
+    }
+
+    /// The same for every secret; gives those that had one.
+    pub(super) fn supersede_all(&self) -> Vec<SecretPath> {
         let mut table = self.table_mut();
-        let nodes = table
-            .secrets
-            .values()
-            .filter_map(|ino| match table.nodes.get(ino) {
-                Some(Node::Secret(node)) if node.came_from(reference) => Some(node.path.clone()),
-                Some(_) | None => None,
-            });
-        let paths: Vec<SecretPath> = nodes.collect();
+        let paths: Vec<SecretPath> = table.secrets.keys().cloned().collect();
         for path in &paths {
             table.supersede(path);
         }
         paths
     }
 
+    /// True if this is the inode that its secret's name leads to now.
+    pub(super) fn is_current(&self, node: &SecretNode) -> bool {
+        self.table().secrets.get(&node.path) == Some(&node.ino)
+    }
+
     /// The next look-up of this secret gets a new inode. False if this inode was not the current one any more.
     pub(super) fn supersede(&self, node: &SecretNode) -> bool {
         let mut table = self.table_mut();
-        let current = table.secrets.get(&node.path) == Some(&node.ino);
-        if current {
-            table.supersede(&node.path);
-        }
-        current
+        table.secrets.get(&node.path) == Some(&node.ino) && table.supersede(&node.path)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -368,11 +352,13 @@ impl Table {
         node
     }
 
-    fn supersede(&mut self, path: &SecretPath) {
-        if let Some(ino) = self.secrets.remove(path)
-            && !self.lookups.contains_key(&ino)
-        {
+    fn supersede(&mut self, path: &SecretPath) -> bool {
+        let Some(ino) = self.secrets.remove(path) else {
+            return false;
+        };
+        if !self.lookups.contains_key(&ino) {
             self.nodes.remove(&ino);
         }
+        true
     }
 }

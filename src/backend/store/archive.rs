@@ -15,9 +15,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tar::{Builder, EntryType, Header};
 
+use super::files::{self, Before, Staged, read_value};
 use super::index::{Index, Record, Sealed, Secret};
 use super::seal::{self, OpenWith, SealTo, Unreadable};
-use super::{Before, Progress, Staged, Store, StoreError, fit_description, read_value};
+use super::storage::{File, Folder};
+use super::{Progress, Recipient, Store, StoreError, fit_description};
 use crate::secret::{MAX_VALUE, Name, SecretBytes, SecretPath};
 
 const FORMAT: u64 = 1;
@@ -26,6 +28,9 @@ const SECRETS: &str = "secrets";
 
 /// No `index.json` is larger than this many bytes.
 const MAX_CATALOGUE: usize = 1 << 26;
+
+/// An export's versions have no larger numbers, or the store that takes them over could soon number no more.
+const MAX_NUMBER: u64 = 1 << 53;
 
 /// No name in an archive is longer than this many bytes; ours have 286 at most.
 const MAX_NAME: usize = 1024;
@@ -128,23 +133,33 @@ impl Store {
         replace: bool,
         progress: Progress<'_>,
     ) -> Result<(), StoreError> {
-        let _changing = self.changing();
-        let state = self.state();
-        if !replace && !self.is_empty() {
+        let refused = || !replace && !self.is_empty();
+        if refused() {
             return Err(StoreError::NotEmpty(self.path()));
         }
+        // However long the input takes, nobody waits for it: the lock is taken when all of it is here.
+        let recipients = self.recipients();
         let mut staged = self.stage();
         let (catalogue, values) = {
             let mut opened = seal::reader(with, input).map_err(unreadable)?;
-            read(&mut opened, &mut staged, &state.index, progress)?
+            read(&mut opened, &mut staged, &recipients, progress)?
         };
+        let _changing = self.changing();
+        let state = self.state();
+        if refused() {
+            return Err(StoreError::NotEmpty(self.path()));
+        }
+        if state.index.recipients != recipients {
+            let reason = "the store was rekeyed in the meantime: try again";
+            return Err(StoreError::Archive(reason.into()));
+        }
         let old: Vec<_> = state.index.records().map(|record| record.file).collect();
         let index = merge(&state.index, catalogue, values)?;
         self.switch(index, state.identity.clone(), staged, Before::Keep)?;
         for file in old {
-            super::remove(self.storage(), super::File::Value(file))?;
+            files::remove(self.storage(), File::Value(file))?;
         }
-        super::sync(self.storage(), super::Folder::Values)
+        files::sync(self.storage(), Folder::Values)
     }
 
     fn names_still(&self, path: &SecretPath, record: &Record) -> bool {
@@ -172,7 +187,7 @@ fn append<W: Write>(
 fn read(
     opened: &mut impl Read,
     staged: &mut Staged<'_>,
-    index: &Index,
+    recipients: &[Recipient],
     progress: Progress<'_>,
 ) -> Result<(Catalogue, Values), StoreError> {
     let mut catalogue = None;
@@ -218,7 +233,7 @@ fn read(
         if value.len() != size {
             return Err(archive_error("it is cut short"));
         }
-        let sealed = staged.add(&index.recipients, &value)?;
+        let sealed = staged.add(recipients, &value)?;
         if values.insert(key, sealed).is_some() {
             return Err(archive_error("it holds a version twice"));
         }
@@ -265,6 +280,9 @@ fn merge(before: &Index, catalogue: Catalogue, mut values: Values) -> Result<Ind
             };
             if !fit_description(listed.description.as_deref().unwrap_or_default()) {
                 return Err(StoreError::Description(path));
+            }
+            if listed.next > MAX_NUMBER {
+                return Err(archive_error("the number of a version is too large"));
             }
             let mut versions = Vec::with_capacity(listed.versions.len());
             for member in listed.versions {

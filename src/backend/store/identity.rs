@@ -69,7 +69,7 @@ impl Identity {
     /// Reads an opened identity file from its start, whoever owns it: who opened it has judged it. `path` is what errors call it.
     ///
     /// # Errors
-    /// Any [`IdentityError`]; a sealed file is asked for at `prompt`.
+    /// Any [`IdentityError`]. Where the file is sealed, `prompt` is asked for its passphrase.
     pub fn read(file: &mut File, path: &Path, prompt: &Prompt) -> Result<Self, IdentityError> {
         let io = |source| IdentityError::Io {
             file: path.to_owned(),
@@ -86,7 +86,7 @@ impl Identity {
     /// Reads the content of an identity file. `path` is what errors call it.
     ///
     /// # Errors
-    /// Any [`IdentityError`]; a sealed file is asked for at `prompt`.
+    /// Any [`IdentityError`]. Where the file is sealed, `prompt` is asked for its passphrase.
     pub fn parse(text: &SecretBytes, path: &Path, prompt: &Prompt) -> Result<Self, IdentityError> {
         let bytes = text.expose();
         if bytes.starts_with(BINARY) || bytes.trim_ascii_start().starts_with(ARMOR.as_bytes()) {

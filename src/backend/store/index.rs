@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
@@ -21,6 +22,9 @@ use crate::secret::{MAX_VALUE, Name, SecretBytes, SecretPath};
 
 /// The format that this program reads and writes.
 pub(super) const FORMAT: u64 = 1;
+
+/// No version has a larger number, which leaves room for more versions than there will ever be.
+const MAX_NUMBER: u64 = 1 << 63;
 
 /// How many versions of a secret are kept.
 pub(super) const KEPT_VERSIONS: usize = 10;
@@ -118,6 +122,9 @@ impl Index {
                     return Err("two versions have one file");
                 }
             }
+            if secret.next > MAX_NUMBER {
+                return Err("the number of a version is too large");
+            }
             if secret.next <= last {
                 return Err("the number of a secret's next version is in use");
             }
@@ -125,9 +132,14 @@ impl Index {
         Ok(())
     }
 
-    /// The document. It is written piece by piece, so that the writer decides how often the audit key is copied.
-    pub(super) fn write(&self, output: &mut dyn std::io::Write) -> std::io::Result<()> {
-        serde_json::to_writer(output, self).map_err(std::io::Error::from)
+    /// Writes the document.
+    pub(super) fn write(&self, output: &mut dyn io::Write) -> io::Result<()> {
+        let mut gathered = Gathered {
+            bytes: Zeroizing::new(Vec::with_capacity(GATHERED)),
+            output,
+        };
+        serde_json::to_writer(&mut gathered, self)?;
+        io::Write::flush(&mut gathered)
     }
 
     pub(super) fn audit_key(&self) -> SecretBytes {
@@ -235,6 +247,35 @@ impl Record {
 
     fn is(&self, version: &Version) -> bool {
         self.version.to_string() == version.as_str()
+    }
+}
+
+/// How many bytes are handed on at once: JSON comes in pieces of a few, and each has its price.
+const GATHERED: usize = 1 << 14;
+
+/// A buffered writer that is wiped, since the document holds a key and every name.
+struct Gathered<'a> {
+    bytes: Zeroizing<Vec<u8>>,
+    output: &'a mut dyn io::Write,
+}
+
+impl io::Write for Gathered<'_> {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        if self.bytes.len().saturating_add(piece.len()) > GATHERED {
+            self.flush()?;
+        }
+        if piece.len() > GATHERED {
+            self.output.write_all(piece)?;
+        } else {
+            self.bytes.extend_from_slice(piece);
+        }
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.write_all(&self.bytes)?;
+        self.bytes.clear();
+        Ok(())
     }
 }
 
@@ -373,5 +414,108 @@ impl fmt::Debug for Index {
         f.debug_struct("Index")
             .field("recipients", &self.recipients)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::identity::Identity;
+    use super::*;
+
+    fn document(index: &Index) -> SecretBytes {
+        let mut text = Vec::new();
+        index.write(&mut text).unwrap();
+        SecretBytes::new(text)
+    }
+
+    fn empty() -> Index {
+        Index::new(Identity::generate().recipients()).unwrap()
+    }
+
+    fn value(number: u128) -> Sealed {
+        Sealed {
+            file: ValueFile(number),
+            size: 5,
+            sha256: Sha256::of(&number.to_be_bytes()),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_index_is_read_as_it_was_written(
+            puts in proptest::collection::vec(("[a-c]", "[A-Za-z0-9][A-Za-z0-9._-]{0,4}", any::<u128>(), proptest::option::of("[^\\p{Cc}]{0,9}")), 0..40),
+            removed in any::<prop::sample::Index>(),
+            seconds in -62_135_596_800_i64..253_402_207_200,
+        ) {
+            let mut index = empty();
+            let now = Timestamp::from_second(seconds).unwrap();
+            let mut paths = Vec::new();
+            for (service, name, number, description) in puts {
+                let path = SecretPath { service: service.parse().unwrap(), name: name.parse().unwrap() };
+                if index.records().all(|record| record.file != ValueFile(number)) {
+                    index.add(&path, value(number), now, description.as_deref());
+                    paths.push(path);
+                }
+            }
+            if !paths.is_empty() {
+                index.take(removed.get(&paths), None).unwrap();
+            }
+            let again = Index::parse(&document(&index)).unwrap();
+            prop_assert_eq!(&again.services, &index.services);
+            let (key, key_again) = (index.audit_key(), again.audit_key());
+            prop_assert_eq!(key_again.expose(), key.expose());
+            prop_assert_eq!(again.recipients, index.recipients);
+        }
+
+        #[test]
+        fn any_text_is_an_index_or_an_error(text in "\\PC*") {
+            let _ = Index::parse(&SecretBytes::new(text.into_bytes()));
+        }
+    }
+
+    #[test]
+    fn what_the_store_relies_on_is_checked() {
+        let mut index = empty();
+        let path: SecretPath = "a/x".parse().unwrap();
+        for number in 1..=2 {
+            index.add(&path, value(number), Timestamp::UNIX_EPOCH, None);
+        }
+        let good = String::from_utf8(document(&index).expose().to_vec()).unwrap();
+        let file = |number: u128| ValueFile(number).to_string();
+        let wrong = [
+            ("\"next\":3", "\"next\":2".to_owned()),
+            ("\"version\":2", "\"version\":1".to_owned()),
+            ("\"version\":1", "\"version\":0".to_owned()),
+            ("\"version\":1", "\"version\":-1".to_owned()),
+            ("\"size\":5", format!("\"size\":{}", MAX_VALUE + 1)),
+            (&file(2), file(1)),
+            (&file(2), "../../etc/passwd".to_owned()),
+            (&file(2), file(2).to_uppercase()),
+            (
+                "\"recipients\":[\"age1",
+                "\"recipients\":[\"age2".to_owned(),
+            ),
+            ("{\"x\":", "{\"../x\":".to_owned()),
+            ("\"services\"", "\"more\":1,\"services\"".to_owned()),
+            ("\"audit_key\":\"", "\"audit_key\":\"AA".to_owned()),
+            ("\"format\":1", "\"format\":2".to_owned()),
+            ("\"format\":1,", String::new()),
+        ];
+        assert!(Index::parse(&SecretBytes::new(good.clone().into_bytes())).is_ok());
+        for (from, to) in wrong {
+            let text = good.replacen(from, &to, 1);
+            assert_ne!(text, good, "{from}");
+            assert!(
+                Index::parse(&SecretBytes::new(text.into_bytes())).is_err(),
+                "{from} as {to}"
+            );
+        }
+        let none = good.replacen(&format!("[\"{}\"]", index.recipients[0]), "[]", 1);
+        assert_eq!(
+            Index::parse(&SecretBytes::new(none.into_bytes())).err(),
+            Some(Invalid::Content("it names no recipient"))
+        );
     }
 }

@@ -4,7 +4,10 @@
 //! old and the new keys ([`Identity::with`], [`write_whole`](super::write_whole)), then calls [`Store::rekey`], then
 //! writes the file with the new keys alone. Wherever that ends early, the identity file opens the store.
 
-use super::{Before, Identity, Progress, Recipient, Store, StoreError, read_value};
+use super::files::{self, Before, read_value};
+use super::storage::{File, Folder};
+use super::{Identity, Progress, Recipient, Store, StoreError};
+use crate::secret::SecretPath;
 
 impl Store {
     /// Seals everything anew, to the keys of `identity` and to `others`, and from then on uses `identity`. What was sealed
@@ -39,7 +42,7 @@ impl Store {
             for record in &mut secret.versions {
                 let value =
                     read_value(self.storage(), &state.identity, record).map_err(|error| {
-                        let path = crate::secret::SecretPath {
+                        let path = SecretPath {
                             service: service.clone(),
                             name: name.clone(),
                         };
@@ -53,8 +56,8 @@ impl Store {
         }
         self.switch(index, identity.clone(), staged, Before::Forget)?;
         for file in old {
-            super::remove(self.storage(), super::File::Value(file))?;
+            files::remove(self.storage(), File::Value(file))?;
         }
-        super::sync(self.storage(), super::Folder::Values)
+        files::sync(self.storage(), Folder::Values)
     }
 }

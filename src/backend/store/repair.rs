@@ -3,15 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::files::{Before, read_index, read_value, sync, values, write_index};
+use super::index::Index;
 use super::storage::{Disk, File, Folder, KEPT, Storage};
-use super::{
-    Before, Identity, Index, Progress, Store, StoreError, read_index, read_value, sync, values,
-    write_index,
-};
+use super::{Identity, Progress, Store, StoreError};
 use crate::backend::Version;
 use crate::secret::SecretPath;
 
-/// What [`Store::check`] found.
+/// What [`Store::verify`] found.
 #[derive(Debug)]
 pub struct Report {
     /// How many values were read whole.
@@ -45,7 +44,7 @@ pub struct Repaired {
 
 impl Store {
     /// Reads every version of every secret.
-    pub fn check(&self, progress: Progress<'_>) -> Report {
+    pub fn verify(&self, progress: Progress<'_>) -> Report {
         let state = self.state();
         let (sound, damaged) = examine(self.storage(), &state.index, &state.identity, progress);
         // What was removed in the meantime is not damaged.

@@ -2,8 +2,8 @@
 
 use futures_util::future::BoxFuture;
 
-use super::Store;
 use super::storage::File;
+use super::{Store, StoreError, files};
 use crate::backend::{Backend, BackendError, Fetched, Reference};
 use crate::secret::{Name, SecretPath};
 
@@ -51,11 +51,9 @@ impl Backend for Store {
     fn check(&self) -> BoxFuture<'_, Result<(), BackendError>> {
         Box::pin(async move {
             let store = self.clone();
-            blocking(move || match super::exists(store.storage(), File::Index)? {
+            blocking(move || match files::exists(store.storage(), File::Index)? {
                 true => Ok(()),
-                false => {
-                    Err(super::StoreError::damaged(&store.path(), "the index is missing").into())
-                }
+                false => Err(StoreError::damaged(&store.path(), "the index is missing").into()),
             })
             .await
         })

@@ -324,7 +324,7 @@ impl Parts {
 
 const PRIVATE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 
-/// Writes `bytes` to `path` as a whole or not at all: 0600, owned by whom the file belonged to before, else its folder.
+/// Writes `bytes` to `path` as a whole or not at all, 0600. A file that is replaced keeps its owner; a new one is ours.
 ///
 /// # Errors
 /// [`StoreError::Exists`] if there is such a file and it is not to be replaced; [`StoreError::Io`].
@@ -359,16 +359,17 @@ pub fn write_whole_with(
             return Err(io("replace")(Errno::EINVAL));
         }
     }
+    // What is new is ours, whoever owns the folder: an identity must not become another's by where it is written.
     let owner = before
-        .or_else(|_| fstat(&folder))
-        .map_err(io("look at"))
-        .map(|stat| (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid)))?;
+        .ok()
+        .map(|stat| (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid)))
+        .filter(|_| geteuid().is_root());
     let temporary = format!(".{name}.{}", ValueFile::random()?);
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
     let mut file = StdFile::from(
         openat(&folder, temporary.as_str(), flags, PRIVATE).map_err(io("write beside"))?,
     );
-    let result = give(&file, geteuid().is_root().then_some(owner))
+    let result = give(&file, owner)
         .map_err(|error| StoreError::io("write", path, error))
         .and_then(|()| write(&mut file))
         .and_then(|()| {

@@ -1,7 +1,9 @@
 //! What the store promises. Each part of it has a file of its own.
 
 use std::collections::BTreeMap;
+use std::io;
 
+use super::seal::Unreadable;
 use super::storage::fake::Fake;
 use super::*;
 
@@ -170,4 +172,133 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
         store.get(&path("a/x"), None).unwrap().value.expose(),
         largest.expose()
     );
+}
+
+#[test]
+fn files_are_private_and_belong_to_the_owner_of_the_store() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let folder = tempfile::tempdir().unwrap();
+    let root = nix::unistd::geteuid().is_root();
+    if root {
+        std::os::unix::fs::chown(folder.path(), Some(65_534), Some(65_533)).unwrap();
+    } else {
+        skipped("only root can own what is another's");
+    }
+    let owner = std::fs::metadata(folder.path()).unwrap().uid();
+    let identity = Identity::generate();
+    let store =
+        Store::create(&folder.path().join("store.age"), &identity, Clock::manual()).unwrap();
+    for _ in 0..4 {
+        store
+            .put(&path("a/x"), &bytes("canary-7f3a"), None)
+            .unwrap();
+    }
+    let mut seen = 0;
+    for parent in [folder.path().to_owned(), folder.path().join("store.d")] {
+        for entry in std::fs::read_dir(parent).unwrap() {
+            let entry = entry.unwrap();
+            let metadata = entry.metadata().unwrap();
+            let mode = if metadata.is_dir() { 0o700 } else { 0o600 };
+            assert_eq!(metadata.permissions().mode() & 0o7777, mode, "{entry:?}");
+            assert_eq!(metadata.uid(), owner, "{entry:?}");
+            seen += 1;
+            if metadata.is_file() {
+                let content =
+                    String::from_utf8_lossy(&std::fs::read(entry.path()).unwrap()).into_owned();
+                assert!(
+                    !content.contains("canary") && !content.contains("a/x"),
+                    "{entry:?}"
+                );
+            }
+        }
+    }
+    // The index, the three before it, the folder; the lock and four values.
+    assert_eq!(seen, 5 + 5);
+}
+
+#[test]
+fn a_link_in_the_place_of_a_file_is_not_followed() {
+    let (folder, store, identity) = new_store();
+    store.put(&path("a/x"), &bytes("value"), None).unwrap();
+    let file = store.path();
+    drop(store);
+    let elsewhere = folder.path().join("elsewhere");
+    std::fs::rename(&file, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+    let error = Store::open(&file, identity.clone(), Clock::manual()).unwrap_err();
+    assert!(matches!(error, StoreError::Io { .. }), "{error}");
+    std::fs::rename(&elsewhere, &file).unwrap();
+    std::fs::rename(folder.path().join("store.d"), &elsewhere).unwrap();
+    let error = Store::open(&file, identity.clone(), Clock::manual()).unwrap_err();
+    assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+    std::os::unix::fs::symlink(&elsewhere, folder.path().join("store.d")).unwrap();
+    let error = Store::open(&file, identity, Clock::manual()).unwrap_err();
+    assert!(matches!(error, StoreError::Io { .. }), "{error}");
+}
+
+#[test]
+fn there_is_no_store_where_none_was_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = Identity::generate();
+    for name in ["store.age", "no/such/folder/store.age"] {
+        let file = folder.path().join(name);
+        let error = Store::open(&file, identity.clone(), Clock::manual()).unwrap_err();
+        assert!(matches!(error, StoreError::Missing(_)), "{error}");
+        assert!(error.to_string().contains("secretfs init"), "{error}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    let file = folder.path().join("store.age");
+    drop(Store::create(&file, &identity, Clock::manual()).unwrap());
+    let again = Store::create(&file, &identity, Clock::manual());
+    assert!(matches!(again, Err(StoreError::Exists(_))));
+}
+
+#[tokio::test]
+async fn as_a_backend_it_reads_and_lists() {
+    use crate::backend::{Backend, BackendError};
+    let (_folder, store, _) = new_store();
+    store
+        .put(&path("a/x"), &bytes("one"), Some("said"))
+        .unwrap();
+    store.put(&path("a/x"), &bytes("two"), None).unwrap();
+    store.put(&path("a/gone"), &bytes(""), None).unwrap();
+    store.remove(&path("a/gone"), None).unwrap();
+    let read = async |reference: &str| store.read(&reference.parse().unwrap()).await;
+    let fetched = read("local:a/x").await.unwrap();
+    assert_eq!(
+        (fetched.value.expose(), fetched.version.as_str()),
+        (&b"two"[..], "2")
+    );
+    assert_eq!(fetched.description.as_deref(), Some("said"));
+    assert_eq!(read("local:a/x@1").await.unwrap().value.expose(), b"one");
+    for absent in [
+        "local:a/gone",
+        "local:a/none",
+        "local:none/x",
+        "local:a/x@3",
+    ] {
+        assert!(
+            matches!(read(absent).await, Err(BackendError::Absent(_))),
+            "{absent}"
+        );
+    }
+    for wrong in ["local:a", "local:a/x/y", "local:a/.x", "local:a/x?k=v"] {
+        assert!(
+            matches!(read(wrong).await, Err(BackendError::Unusable(_))),
+            "{wrong}"
+        );
+    }
+    assert_eq!(store.list("a").await.unwrap(), ["x".parse().unwrap()]);
+    assert!(matches!(
+        store.list("none").await,
+        Err(BackendError::Absent(_))
+    ));
+    assert!(matches!(
+        store.list("../a").await,
+        Err(BackendError::Absent(_))
+    ));
+    assert_eq!(store.folders().await.unwrap(), ["a".parse().unwrap()]);
+    store.check().await.unwrap();
+    std::fs::remove_file(store.path()).unwrap();
+    assert!(store.check().await.is_err());
 }

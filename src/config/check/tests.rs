@@ -332,6 +332,7 @@ const WRONG: &[(&str, &str)] = &[
         "[defaults]\nsource = \"other\"",
         "defaults.source: no backend of this name",
     ),
+    ("[backends]\nb = 1", "c.toml:5: backends.b: write a table"),
     (
         "[backends.b]\npath = \"/x\"",
         "c.toml:4: backends.b: `type` is missing",

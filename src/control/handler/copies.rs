@@ -58,7 +58,7 @@ impl Job<'_> {
             self.progress(done, total);
         });
         // What failed late may have changed something all the same.
-        self.parts.tree.invalidate_all();
+        self.runtime.block_on(self.parts.tree.invalidate_all());
         match restored {
             Ok(()) => {
                 settle(mandate, Outcome::Allowed, None)?;

@@ -97,11 +97,12 @@ impl Job<'_> {
             .parts
             .tree
             .access()
-            .open(self.caller.clone(), path, "get")
+            .command(self.caller.clone(), path, "get")
             .map_err(|denied| {
                 let rule = format!("an `allow` rule of [services.{}]", path.service);
                 self.denied(&denied, &rule)
             })?;
+        let chosen = version.is_some();
         let given = match version {
             None => self.newest(&permit),
             Some(version) => self.exactly(path, &version),
@@ -124,7 +125,13 @@ impl Job<'_> {
                 permit
                     .settle_now(outcome(&error), None)
                     .map_err(unwritten)?;
-                Err(backend_failure(path, &error))
+                let failure = backend_failure(path, &error);
+                if failure.kind == Kind::Absent && chosen {
+                    let message =
+                        format!("no such version of {path}: see `secretfs history {path}`");
+                    return Err(Failure::new(Kind::Absent, message));
+                }
+                Err(failure)
             }
         }
     }
@@ -149,7 +156,7 @@ impl Job<'_> {
     ) -> Result<(Touched, SecretBytes), BackendError> {
         let binding = self.parts.tree.catalogue().binding(path);
         let references = binding.map(|binding| binding.references.clone());
-        let mut absent = BackendError::Absent(format!("{path}: see `secretfs ls`"));
+        let mut absent = BackendError::Absent(path.to_string());
         for reference in references.unwrap_or_default() {
             let reference = Reference {
                 version: Some(version.clone()),

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::caller::{CallerError, Cgroup};
 use crate::control::client::{Client, Upload};
-use crate::control::protocol::{Kind, Request};
+use crate::control::protocol::Request;
 use crate::secret::{MAX_VALUE, SecretBytes};
 use crate::sys::{Gid, Tid};
 
@@ -148,17 +148,13 @@ async fn a_hundred_peers_get_their_own_bytes_back() {
         ..Limits::default()
     };
     let daemon = daemon(limits);
-    let mut peers = JoinSet::new();
-    for n in 0..100_u8 {
-        let socket = daemon.socket.clone();
-        peers.spawn(async move {
-            let mut client = client(&socket).await;
-            for size in [0, 1, 5000, MAX_VALUE / 8] {
-                assert_eq!(echoed(&mut client, vec![n; size]).await, vec![n; size]);
-            }
-        });
-    }
-    assert_eq!(peers.join_all().await.len(), 100);
+    let peer = async |n: u8| {
+        let mut client = client(&daemon.socket).await;
+        for size in [0, 1, 5000, MAX_VALUE / 8] {
+            assert_eq!(echoed(&mut client, vec![n; size]).await, vec![n; size]);
+        }
+    };
+    futures_util::future::join_all((0..100).map(peer)).await;
     daemon.stop.send(()).unwrap();
     daemon.serving.await.unwrap().unwrap();
 }
@@ -313,4 +309,24 @@ async fn a_long_command_gives_signs_of_life() {
         .await
         .unwrap();
     assert!(signs > 0);
+}
+
+#[tokio::test]
+async fn an_idle_peer_does_not_hold_up_the_end() {
+    let hour = Duration::from_secs(3600);
+    let limits = Limits {
+        idle: hour,
+        drain: hour,
+        ..Limits::default()
+    };
+    let daemon = daemon(limits);
+    let mut client = client(&daemon.socket).await;
+    assert_eq!(echoed(&mut client, b"x".to_vec()).await, b"x");
+    daemon.stop.send(()).unwrap();
+    // Would take an hour.
+    timeout(Duration::from_secs(60), daemon.serving)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
 }

@@ -17,9 +17,11 @@ fn file_of(store: &Store, name: &str) -> File {
     File::Value(store.state().index.record(&path(name), None).unwrap().file)
 }
 
+type Damaging = Box<dyn Fn(&mut Vec<u8>)>;
+
 /// Every truncation, every `stride`th bit flipped, and something added.
-fn damages(length: usize, stride: usize) -> Vec<Box<dyn Fn(&mut Vec<u8>)>> {
-    let mut damages: Vec<Box<dyn Fn(&mut Vec<u8>)>> = Vec::new();
+fn damages(length: usize, stride: usize) -> Vec<Damaging> {
+    let mut damages: Vec<Damaging> = Vec::new();
     for length in 0..length {
         damages.push(Box::new(move |bytes| bytes.truncate(length)));
     }
@@ -165,7 +167,7 @@ fn a_repair_takes_out_what_cannot_be_read() {
     let store = open_fake(&fake, &identity).unwrap();
     store.put(&path("a/x"), &bytes("second"), None).unwrap();
     fake.tamper(file_of(&store, "a/x"), |bytes| bytes[40] ^= 1);
-    let report = store.check(&mut nothing);
+    let report = store.verify(&mut nothing);
     let named: Vec<_> = report
         .damaged
         .iter()
@@ -177,7 +179,7 @@ fn a_repair_takes_out_what_cannot_be_read() {
     let repaired = repair_in(&fake, &identity, &mut nothing).unwrap();
     assert_eq!((repaired.from, repaired.lost.len()), (None, 1));
     let store = open_fake(&fake, &identity).unwrap();
-    assert!(store.check(&mut nothing).damaged.is_empty());
+    assert!(store.verify(&mut nothing).damaged.is_empty());
     shows(&store, "a/x", None, "canary-7f3a");
     assert_eq!(
         store

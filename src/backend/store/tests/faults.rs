@@ -3,10 +3,14 @@
 use super::*;
 use crate::backend::store::storage::fake::Fault;
 
+type Run = dyn Fn(&Store) -> Result<(), StoreError>;
+
 /// A change, with all that it needs to be done again and again.
 struct Change {
     name: &'static str,
-    run: Box<dyn Fn(&Store) -> Result<(), StoreError>>,
+    run: Box<Run>,
+    /// The store before it.
+    base: Fake,
     /// What opens the store before the change and after it.
     identity: Identity,
 }
@@ -19,7 +23,6 @@ fn base() -> (Fake, Identity) {
     store
         .put(&path("b/y"), &bytes("other"), Some("said"))
         .unwrap();
-    put_many(&store, index::KEPT_VERSIONS).unwrap();
     (fake, identity)
 }
 
@@ -33,7 +36,10 @@ fn put_many(store: &Store, count: usize) -> Result<(), StoreError> {
     store.put_all(&vec![new; count]).map(drop)
 }
 
-fn changes(identity: &Identity) -> Vec<Change> {
+fn changes() -> Vec<Change> {
+    let (base, identity) = base();
+    let full = base.copy(None);
+    put_many(&open_fake(&full, &identity).unwrap(), index::KEPT_VERSIONS).unwrap();
     let mut export = Vec::new();
     let (_folder, other, _) = new_store();
     other.put(&path("c/z"), &bytes("restored"), None).unwrap();
@@ -41,43 +47,50 @@ fn changes(identity: &Identity) -> Vec<Change> {
     let to = SealTo::Recipients(&recipients);
     other.export(&mut export, to, &mut nothing).unwrap();
     let next = Identity::generate();
-    let both = next.with(identity);
+    let both = next.with(&identity);
     let opener = identity.clone();
-    let change = |name, identity: &Identity, run| Change {
+    let change = |name, base: &Fake, identity: &Identity, run| Change {
         name,
         run,
+        base: base.copy(None),
         identity: identity.clone(),
     };
     vec![
         change(
             "put",
-            identity,
+            &base,
+            &identity,
             Box::new(|store: &Store| store.put(&path("a/x"), &bytes("newest"), None).map(drop)),
         ),
         change(
             "put_all",
-            identity,
+            &full,
+            &identity,
             // More than are kept: the oldest go.
             Box::new(|store: &Store| put_many(store, 2)),
         ),
         change(
             "rm",
-            identity,
+            &base,
+            &identity,
             Box::new(|store: &Store| store.remove(&path("a/x"), None)),
         ),
         change(
             "rm --version",
-            identity,
+            &base,
+            &identity,
             Box::new(|store: &Store| store.remove(&path("a/x"), Some(&Version::new("2")))),
         ),
         change(
             "rollback",
-            identity,
+            &base,
+            &identity,
             Box::new(|store: &Store| store.rollback(&path("a/x"), &Version::new("1")).map(drop)),
         ),
         change(
             "restore",
-            identity,
+            &base,
+            &identity,
             Box::new(move |store: &Store| {
                 store.restore(
                     &mut &export[..],
@@ -89,6 +102,7 @@ fn changes(identity: &Identity) -> Vec<Change> {
         ),
         change(
             "rekey",
+            &base,
             &both,
             Box::new(move |store: &Store| store.rekey(&next, &[], &mut nothing)),
         ),
@@ -113,9 +127,9 @@ fn no_orphans(fake: &Fake, store: &Store, what: &str) {
 
 #[test]
 fn a_step_that_fails_leaves_the_old_state_or_the_new() {
-    let (fake, identity) = base();
-    let old = content(&open_fake(&fake, &identity).unwrap());
-    for change in changes(&identity) {
+    for change in changes() {
+        let fake = &change.base;
+        let old = content(&open_fake(&fake.copy(None), &change.identity).unwrap());
         let whole = fake.copy(None);
         let store = open_fake(&whole, &change.identity).unwrap();
         (change.run)(&store).unwrap();
@@ -159,9 +173,9 @@ fn a_step_that_fails_leaves_the_old_state_or_the_new() {
 
 #[test]
 fn a_crash_at_any_step_leaves_the_old_state_or_the_new() {
-    let (fake, identity) = base();
-    let old = content(&open_fake(&fake, &identity).unwrap());
-    for change in changes(&identity) {
+    for change in changes() {
+        let fake = &change.base;
+        let old = content(&open_fake(&fake.copy(None), &change.identity).unwrap());
         let store = open_fake(&fake.copy(None), &change.identity).unwrap();
         (change.run)(&store).unwrap();
         let new = content(&store);
@@ -262,6 +276,38 @@ fn what_was_removed_is_in_no_file() {
             // Not even a hash of it, by which a guess could be checked.
             let hash = serde_json::to_string(&index::Sha256::of(gone.as_bytes())).unwrap();
             assert!(!text.contains(&hash), "{file:?}");
+        }
+    }
+}
+
+#[test]
+fn a_repair_that_is_cut_short_can_be_done_again() {
+    let (fake, identity) = base();
+    fake.tamper(File::Index, |bytes| bytes.truncate(50));
+    for age in 1..KEPT {
+        // Only the oldest of all can be read: were it moved on, it would be gone.
+        fake.tamper(File::Kept(age), |bytes| bytes.truncate(50));
+    }
+    for step in 0.. {
+        let disk = fake.copy(Some(Fault::Crash(step)));
+        let result = repair::repair_in(&disk, &identity, &mut nothing);
+        let struck = disk.struck();
+        for found in disk.after_crash() {
+            if result.is_err() {
+                repair::repair_in(&found, &identity, &mut nothing).unwrap();
+            }
+            let store = open_fake(&found, &identity).unwrap();
+            assert!(store.is_empty());
+            // The values that the lost indexes named are all still there.
+            let lost = |file: &File| matches!(file, File::Lost(_));
+            assert_eq!(
+                found.files().into_iter().filter(lost).count(),
+                3,
+                "step {step}"
+            );
+        }
+        if !struck {
+            break;
         }
     }
 }

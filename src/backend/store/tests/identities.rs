@@ -206,3 +206,49 @@ fn a_store_is_sealed_to_every_recipient() {
         assert!(!error.contains("canary") && !error.contains("SECRET-KEY-1"));
     }
 }
+
+#[test]
+fn a_systemd_credential_wins() {
+    let folder = tempfile::tempdir().unwrap();
+    let credential = folder.path().join("secretfs-identity");
+    fs::write(&credential, secret_key()).unwrap();
+    // How systemd shows an access list for the unit's user.
+    fs::set_permissions(&credential, Permissions::from_mode(0o440)).unwrap();
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "--ignored",
+            "backend::store::tests::identities::with_a_credential",
+        ])
+        .env("CREDENTIALS_DIRECTORY", folder.path())
+        .output()
+        .unwrap();
+    assert!(
+        child.status.success(),
+        "{}",
+        String::from_utf8_lossy(&child.stdout)
+    );
+}
+
+#[test]
+#[ignore = "a child of a_systemd_credential_wins"]
+fn with_a_credential() {
+    let folder = PathBuf::from(std::env::var_os("CREDENTIALS_DIRECTORY").unwrap());
+    let credential = folder.join("secretfs-identity");
+    for configured in [None, Some(Path::new("/x/identity.txt"))] {
+        assert_eq!(identity::locate(configured).unwrap(), credential);
+    }
+    Identity::load(&credential, &Prompt::nobody()).unwrap();
+    fs::copy(&credential, folder.join("other")).unwrap();
+    let other = Identity::load(&folder.join("other"), &Prompt::nobody());
+    assert!(matches!(other, Err(IdentityError::Mode { .. })));
+    fs::remove_file(&credential).unwrap();
+    assert_eq!(
+        identity::locate(Some(Path::new("/x"))).unwrap(),
+        Path::new("/x")
+    );
+    assert!(matches!(
+        identity::locate(None),
+        Err(IdentityError::Nowhere)
+    ));
+}

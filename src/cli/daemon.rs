@@ -1,0 +1,77 @@
+//! mount, unmount, reload: the daemon's life.
+
+use std::time::Duration;
+
+use crate::cli::session::Session;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::control::{Failure, Kind, Request};
+use crate::keeper::mountpoint::Mountpoint;
+use crate::keeper::{self, KeeperError};
+
+/// How long a daemon may take to end.
+const END: Duration = Duration::from_secs(15);
+
+pub(crate) fn mount(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), Failure> {
+    keeper::run(config, clock, ready).map_err(|error| keeper_failure(&error))
+}
+
+fn keeper_failure(error: &KeeperError) -> Failure {
+    let kind = match error.exit_code() {
+        2 => Kind::Usage,
+        5 => Kind::Unavailable,
+        _ => Kind::Failed,
+    };
+    Failure::new(kind, error.to_string())
+}
+
+pub(crate) fn unmount(session: &mut Session) -> Result<(), Failure> {
+    let served = session.daemon()?;
+    if served {
+        let () = session.ask(Request::Unmount {})?;
+        let deadline = session.clock.now() + END;
+        // The keeper takes the socket away when everything else is gone.
+        while session.socket().exists() {
+            if session.clock.now() >= deadline {
+                return Err(Failure::failed(format!(
+                    "{}: the daemon was told to end, and has not within {} s: see its log, and who holds files open there (`fuser -m`)",
+                    session.config.mount.display(),
+                    END.as_secs()
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    let healed = Mountpoint::new(&session.config.mount, &session.config.file)
+        .heal()
+        .map_err(|error| Failure::failed(error.to_string()))?;
+    if session.output.json {
+        return session
+            .output
+            .print_json(&serde_json::json!({ "ended": served, "dead": healed }));
+    }
+    let mount = session.config.mount.display();
+    session.output.line(&match (served, healed) {
+        (true, _) => format!("{mount}: unmounted"),
+        (false, true) => format!("{mount}: a dead mount is taken away"),
+        (false, false) => format!("{mount}: not mounted, and no daemon runs"),
+    })
+}
+
+pub(crate) fn reload(session: &mut Session) -> Result<(), Failure> {
+    if !session.daemon()? {
+        return Err(Failure::failed(format!(
+            "no daemon serves {}: start it with `secretfs mount`",
+            session.config.file.display()
+        )));
+    }
+    let notes: Vec<String> = session.ask(Request::Reload {})?;
+    if session.output.json {
+        return session.output.print_json(&notes);
+    }
+    session.output.line("the config is in force")?;
+    for note in notes {
+        session.output.line(&format!("note: {note}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! status, explain, audit.
+
+use std::fmt::Write as _;
+
+use crate::cli::input;
+use crate::cli::output::{Mood, Styled, note, plain, printable};
+use crate::cli::session::{Session, understand};
+use crate::control::answers::{AuditLine, AuditSummary, Explained, Status};
+use crate::control::client::Upload;
+use crate::control::protocol::{AuditQuery, Subject};
+use crate::control::{Failure, Kind, Request};
+
+pub(crate) fn status(session: &mut Session) -> Result<(), Failure> {
+    let status: Status = session.ask(Request::Status {})?;
+    if session.output.json {
+        return session.output.print_json(&status);
+    }
+    let mut rows: Vec<Vec<Styled>> = Vec::new();
+    let mut row = |what: &str, text: String, mood| rows.push(vec![plain(what), (text, mood)]);
+    match &status.daemon {
+        Some(daemon) => {
+            row("mount", daemon.mount.clone(), Mood::Good);
+            let text = format!(
+                "pid {}, uid {}, since {:.0}, release {}",
+                daemon.pid, daemon.uid, daemon.since, daemon.release
+            );
+            row("daemon", text, Mood::Good);
+        }
+        None => {
+            row(
+                "mount",
+                session.config.mount.display().to_string(),
+                Mood::Doubtful,
+            );
+            row(
+                "daemon",
+                "none: start it with `secretfs mount`".to_owned(),
+                Mood::Doubtful,
+            );
+        }
+    }
+    for backend in &status.backends {
+        let mut text = backend.kind.clone();
+        if let Some(secrets) = backend.secrets {
+            let _ = write!(text, ", {secrets} secrets");
+        }
+        let mood = if backend.trouble.is_some() {
+            Mood::Bad
+        } else {
+            Mood::Good
+        };
+        if let Some(trouble) = &backend.trouble {
+            let _ = write!(text, ": {trouble}");
+        }
+        row(&format!("backend {}", backend.name), text, mood);
+    }
+    let cache = format!(
+        "{} values, {} bytes, {} fetches under way, {} open handles",
+        status.cached, status.cached_bytes, status.fetching, status.handles
+    );
+    row("cache", cache, Mood::Plain);
+    match status.audit_failure {
+        Some(failure) => row("audit", failure, Mood::Bad),
+        None => row("audit", format!("{} lines", status.audit_lines), Mood::Good),
+    }
+    for unknown in status.unknown {
+        row("account", unknown, Mood::Bad);
+    }
+    session.output.table(&[], rows)
+}
+
+pub(crate) fn explain(
+    session: &mut Session,
+    path: &str,
+    pid: Option<u32>,
+    uid: Option<&str>,
+    gid: Option<&str>,
+) -> Result<(), Failure> {
+    let path = input::secret(path, &session.config.mount)?;
+    let subject = match (pid, uid) {
+        (Some(pid), _) => Some(Subject::Process { pid }),
+        (None, Some(user)) => {
+            let user = input::user(user)?;
+            let gid = match gid {
+                Some(group) => input::group(group)?,
+                None => user.gid.ok_or_else(|| {
+                    Failure::usage(
+                        "--uid: this number has no account, so its group is not known: add --gid",
+                    )
+                })?,
+            };
+            Some(Subject::Ids {
+                uid: user.uid,
+                gid,
+                groups: user.groups,
+            })
+        }
+        (None, None) => None,
+    };
+    let explained: Explained = session.ask(Request::Explain { path, subject })?;
+    if session.output.json {
+        return session.output.print_json(&explained);
+    }
+    let mut rows: Vec<Vec<Styled>> = Vec::new();
+    let mut row = |what: &str, text: String, mood| rows.push(vec![plain(what), (text, mood)]);
+    let (word, mood) = if explained.allowed {
+        ("allowed", Mood::Good)
+    } else {
+        ("denied", Mood::Bad)
+    };
+    row("secret", explained.path.to_string(), Mood::Plain);
+    let mut who = format!("uid {}, gid {}", explained.uid, explained.gid);
+    if let Some(groups) = &explained.groups {
+        let groups: Vec<String> = groups.iter().map(u32::to_string).collect();
+        let _ = write!(who, ", groups [{}]", groups.join(" "));
+    }
+    for (what, value) in [
+        ("unit", &explained.unit),
+        ("container", &explained.container),
+    ] {
+        if let Some(value) = value {
+            let _ = write!(who, ", {what} {value}");
+        }
+    }
+    row("reader", who, Mood::Plain);
+    row("decision", format!("{word}: {}", explained.reason), mood);
+    for reference in explained.references {
+        row("reference", reference, Mood::Plain);
+    }
+    let cached = match explained.cached {
+        Some(version) => format!("version {version}"),
+        None => "nothing".to_owned(),
+    };
+    row("cached", cached, Mood::Plain);
+    session.output.table(&[], rows)
+}
+
+/// What `audit` is asked for.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) follow: bool,
+    pub(crate) secret: Option<String>,
+    pub(crate) uid: Option<String>,
+    pub(crate) since: Option<String>,
+    pub(crate) denied: bool,
+}
+
+pub(crate) fn audit(session: &mut Session, wanted: Wanted) -> Result<(), Failure> {
+    let now = session.clock.timestamp();
+    let uid = wanted.uid.as_deref().map(input::user).transpose()?;
+    let since = wanted
+        .since
+        .as_deref()
+        .map(|text| input::since(text, now))
+        .transpose()?;
+    let query = AuditQuery {
+        follow: wanted.follow,
+        path: wanted
+            .secret
+            .map(|text| input::below(&text, &session.config.mount).to_owned()),
+        uid: uid.map(|user| user.uid),
+        since,
+        denied: wanted.denied,
+    };
+    let output = session.output;
+    let mut held = Vec::new();
+    let answer = session.call(Request::Audit(query), Upload::Empty, &mut |chunk| {
+        held.extend_from_slice(&chunk);
+        // A chunk may end in the middle of a line.
+        while let Some(end) = held.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = held.drain(..=end).collect();
+            if output.json {
+                output.raw(&line)?;
+                continue;
+            }
+            let line: AuditLine = serde_json::from_slice(&line)
+                .map_err(|_| Failure::failed("the daemon is of another release: restart it"))?;
+            let mark = if line.verified {
+                ""
+            } else {
+                "  (not verified)"
+            };
+            output.line(&format!("{}{mark}", printable(&line.record.to_string())))?;
+        }
+        Ok(())
+    })?;
+    let summary: AuditSummary = understand(answer.json)?;
+    if output.json {
+        output.print_json(&summary)?;
+    }
+    if let Some(broken) = summary.broken {
+        return Err(Failure::new(
+            Kind::Failed,
+            format!(
+                "the audit log was changed: {broken}: keep the files as evidence, and compare them with a copy"
+            ),
+        ));
+    }
+    if output.json {
+        return Ok(());
+    }
+    let verified = if summary.verified {
+        "the chain is unbroken"
+    } else {
+        "not verified: there is no key"
+    };
+    let lost = match (summary.torn, summary.lost) {
+        (0, 0) => String::new(),
+        (torn, lost) => format!(", {torn} torn by a crash, {lost} events lost"),
+    };
+    note(&format!("{} lines read, {verified}{lost}", summary.lines));
+    Ok(())
+}

@@ -1,0 +1,557 @@
+//! A daemon of the real program, in a folder of its own below `/tmp`, with a store that holds what the test wants.
+//!
+//! However a test ends, its daemon ends with it: what it mounted is aborted and unmounted, what it started is killed,
+//! and then it is looked whether that was so. A test that takes too long is let go by aborting its mounts.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Once, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use nix::mount::{MntFlags, MsFlags};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use secretfs::backend::store::identity::Identity;
+use secretfs::backend::store::{NewValue, Store};
+use secretfs::clock::Clock;
+use secretfs::secret::{SecretBytes, SecretPath};
+
+use super::machine::program;
+use super::probe::{Probe, SCRIPT, Who};
+use super::{DEADLINE, Output, eventually, run, wait};
+
+/// What all our folders' names begin with.
+const PREFIX: &str = "/tmp/secretfs-test-";
+/// After this long a test's mounts are aborted, so that it fails instead of hanging.
+const WATCHDOG: Duration = Duration::from_secs(100);
+
+/// What a daemon is to be like.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Setup<'a> {
+    /// Keys for the top of the config.
+    pub(crate) top: &'a str,
+    /// The sections after the backend's: `source = "local:…"`.
+    pub(crate) services: &'a str,
+    /// What the store holds at first.
+    pub(crate) values: &'a [(&'a str, &'a [u8])],
+    /// The account that the server becomes.
+    pub(crate) user: Option<&'a str>,
+    /// The plain user who starts it, instead of root.
+    pub(crate) starter: Option<u32>,
+    /// Words that the daemon is started through, such as `unshare --pid --fork`.
+    pub(crate) wrapped: &'a [&'a str],
+}
+
+impl Setup<'_> {
+    /// Makes folder, config and store, and starts the daemon.
+    #[track_caller]
+    pub(crate) fn start(&self) -> Daemon {
+        let mut daemon = self.prepare();
+        daemon.start_keeper();
+        daemon
+    }
+
+    /// Makes folder, config and store.
+    #[track_caller]
+    pub(crate) fn prepare(&self) -> Daemon {
+        static SWEEP: Once = Once::new();
+        SWEEP.call_once(sweep);
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let root = PathBuf::from(format!("{PREFIX}{}-{number}", std::process::id()));
+        let daemon = Daemon {
+            watchdog: watch(root.clone()),
+            keeper: None,
+            starter: self.starter,
+            wrapped: self.wrapped.iter().map(|&word| word.to_owned()).collect(),
+            root,
+        };
+        daemon.make(self);
+        daemon
+    }
+}
+
+/// A daemon, running or not, and everything that belongs to it.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    root: PathBuf,
+    keeper: Option<Child>,
+    starter: Option<u32>,
+    wrapped: Vec<String>,
+    watchdog: mpsc::Sender<()>,
+}
+
+impl Daemon {
+    /// A daemon of root's with these sections in its config and these values in its store.
+    #[track_caller]
+    pub(crate) fn start(services: &str, values: &[(&str, &[u8])]) -> Self {
+        let setup = Setup {
+            services,
+            values,
+            ..Setup::default()
+        };
+        setup.start()
+    }
+
+    /// Starts the daemon and waits until it says that it is ready.
+    #[track_caller]
+    pub(crate) fn start_keeper(&mut self) {
+        self.try_start()
+            .unwrap_or_else(|status| panic!("the daemon ended with {status}: {}", self.log()));
+    }
+
+    /// Starts the daemon and waits until it is ready or has ended.
+    #[track_caller]
+    pub(crate) fn try_start(&mut self) -> Result<(), ExitStatus> {
+        let place = self.at("notify");
+        let _ = fs::remove_file(&place);
+        let notify = UnixDatagram::bind(&place).unwrap();
+        fs::set_permissions(&place, Permissions::from_mode(0o777)).unwrap();
+        notify.set_nonblocking(true).unwrap();
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.at("daemon.log"))
+            .unwrap();
+        let mut keeper = self
+            .command(&["mount"])
+            .env("NOTIFY_SOCKET", &place)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let (mut ready, mut ended) = (false, None);
+        let settled = eventually(DEADLINE, || {
+            let mut message = [0_u8; 256];
+            if let Ok(length) = notify.recv(&mut message) {
+                ready |= message[..length]
+                    .split(|byte| *byte == b'\n')
+                    .any(|line| line == b"READY=1");
+            }
+            ended = keeper.try_wait().unwrap();
+            ready || ended.is_some()
+        });
+        self.keeper = Some(keeper);
+        assert!(settled, "the daemon is not ready: {}", self.log());
+        match ended {
+            Some(status) if !ready => {
+                self.keeper = None;
+                Err(status)
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The program with this config, as whoever starts it.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let (program, config) = (self.program(), self.at("config.toml"));
+        let mut all: Vec<&str> = self.wrapped.iter().map(String::as_str).collect();
+        all.extend([
+            program.to_str().unwrap(),
+            "--config",
+            config.to_str().unwrap(),
+        ]);
+        all.extend(words);
+        match self.starter {
+            Some(uid) => Who::new(uid, uid, &[]).command(&all),
+            None => {
+                let mut command = Command::new(all[0]);
+                command
+                    .args(&all[1..])
+                    .env_clear()
+                    .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+                    .current_dir("/");
+                command
+            }
+        }
+    }
+
+    /// Runs a command of the program with this config.
+    #[track_caller]
+    pub(crate) fn secretfs(&self, words: &[&str], input: &[u8]) -> Output {
+        run(&mut self.command(words), input)
+    }
+
+    /// A new version of a secret. When it returns, the daemon has acknowledged it.
+    #[track_caller]
+    pub(crate) fn put(&self, path: &str, value: &[u8]) {
+        self.secretfs(&["put", path], value).expect_ok();
+    }
+
+    /// Something of this daemon's folder.
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Something below the mountpoint.
+    pub(crate) fn path(&self, secret: &str) -> PathBuf {
+        self.mountpoint().join(secret)
+    }
+
+    pub(crate) fn mountpoint(&self) -> PathBuf {
+        self.at("secrets")
+    }
+
+    /// A process of somebody's to make calls with.
+    #[track_caller]
+    pub(crate) fn probe(&self, who: &Who) -> Probe {
+        Probe::start(who, &self.at("probe.py"))
+    }
+
+    /// A place where anybody can make a socket.
+    pub(crate) fn door(&self, name: &str) -> PathBuf {
+        self.at("doors").join(name)
+    }
+
+    /// What the daemon has said so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.at("daemon.log")).unwrap_or_default()
+    }
+
+    /// The keeper; where it is started through another program, that program's child.
+    #[track_caller]
+    pub(crate) fn keeper(&self) -> Pid {
+        let child = self.keeper.as_ref().expect("the daemon runs");
+        let child = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        if self.wrapped.is_empty() {
+            return child;
+        }
+        children(child).first().copied().unwrap_or(child)
+    }
+
+    /// The server, which is the keeper's only child.
+    #[track_caller]
+    pub(crate) fn server(&self) -> Pid {
+        let children = children(self.keeper());
+        assert_eq!(children.len(), 1, "the keeper's children: {children:?}");
+        children[0]
+    }
+
+    /// Sends the keeper a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.keeper(), signal).unwrap();
+    }
+
+    /// Waits for the keeper's end.
+    #[track_caller]
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        let mut keeper = self.keeper.take().unwrap();
+        let status = wait(&mut keeper, DEADLINE);
+        if status.is_none() {
+            self.keeper = Some(keeper);
+        }
+        status.unwrap_or_else(|| panic!("the daemon does not end: {}", self.log()))
+    }
+
+    /// Ends the daemon in order.
+    #[track_caller]
+    pub(crate) fn stop(&mut self) {
+        self.signal(Signal::SIGTERM);
+        let status = self.ended();
+        assert!(status.success(), "{status}: {}", self.log());
+        assert_eq!(mounts(&self.mountpoint()), Vec::<Mounted>::new());
+    }
+
+    /// The mounts at the mountpoint.
+    pub(crate) fn mounts(&self) -> Vec<Mounted> {
+        mounts(&self.mountpoint())
+            .into_iter()
+            .filter(|mounted| mounted.at == self.mountpoint())
+            .collect()
+    }
+
+    /// Mounts a part of the tree, or anything, at another place; gone when dropped.
+    #[track_caller]
+    pub(crate) fn bind(&self, from: &Path, name: &str) -> Bind {
+        let to = self.at(name);
+        if from.is_dir() {
+            fs::create_dir(&to).unwrap();
+        } else {
+            File::create(&to).unwrap();
+        }
+        nix::mount::mount(
+            Some(from),
+            &to,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .unwrap();
+        Bind(to)
+    }
+
+    /// The program, where whoever starts it can find it.
+    fn program(&self) -> PathBuf {
+        match self.starter {
+            Some(_) => self.at("secretfs"),
+            None => PathBuf::from(env!("CARGO_BIN_EXE_secretfs")),
+        }
+    }
+
+    fn make(&self, setup: &Setup<'_>) {
+        let folder = |name: &str, mode: u32| {
+            let path = self.at(name);
+            fs::create_dir(&path).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        };
+        let owner = |name: &str, uid: u32| chown(self.at(name), Some(uid), Some(uid)).unwrap();
+        folder("", 0o711);
+        for (name, mode) in [
+            ("secrets", 0o755),
+            ("run", 0o755),
+            ("state", 0o700),
+            ("data", 0o700),
+            ("log", 0o700),
+            ("doors", 0o1777),
+        ] {
+            folder(name, mode);
+        }
+        fs::write(self.at("probe.py"), SCRIPT).unwrap();
+        fs::write(self.at("config.toml"), self.config(setup)).unwrap();
+        fs::set_permissions(self.at("config.toml"), Permissions::from_mode(0o644)).unwrap();
+        let clock = Clock::default();
+        let identity = Identity::generate();
+        let text = identity.to_text(clock.timestamp());
+        fs::write(self.at("identity.txt"), text.expose()).unwrap();
+        fs::set_permissions(self.at("identity.txt"), Permissions::from_mode(0o600)).unwrap();
+        let store = Store::create(&self.at("data/store.age"), &identity, clock).unwrap();
+        let values: Vec<(SecretPath, SecretBytes)> = setup
+            .values
+            .iter()
+            .map(|(path, value)| (path.parse().unwrap(), SecretBytes::new(value.to_vec())))
+            .collect();
+        let new: Vec<NewValue<'_>> = values
+            .iter()
+            .map(|(path, value)| NewValue {
+                path,
+                value,
+                description: None,
+            })
+            .collect();
+        store.put_all(&new).unwrap();
+        drop(store);
+        if let Some(uid) = setup.starter {
+            fs::copy(env!("CARGO_BIN_EXE_secretfs"), self.at("secretfs")).unwrap();
+            for name in [
+                "secrets",
+                "run",
+                "state",
+                "log",
+                "identity.txt",
+                "config.toml",
+                "",
+            ] {
+                owner(name, uid);
+            }
+            own(&self.at("data"), uid);
+        }
+        if let Some(user) = setup.user {
+            let user = nix::unistd::User::from_name(user).unwrap().unwrap();
+            for name in ["state", "log"] {
+                owner(name, user.uid.as_raw());
+            }
+            own(&self.at("data"), user.uid.as_raw());
+        }
+    }
+
+    fn config(&self, setup: &Setup<'_>) -> String {
+        let root = self.root.display();
+        let user = setup.user.map(|user| format!("user = \"{user}\"\n"));
+        let (user, top, services) = (user.unwrap_or_default(), setup.top, setup.services);
+        format!(
+            r#"mount = "{root}/secrets"
+runtime = "{root}/run"
+state = "{root}/state"
+{user}{top}
+[backends.local]
+type = "store"
+path = "{root}/data/store.age"
+identity = {{ file = "{root}/identity.txt" }}
+
+[audit]
+path = "{root}/log/audit.jsonl"
+
+{services}
+"#
+        )
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.watchdog.send(());
+        if self.keeper.is_some() {
+            let _ = kill(self.keeper(), Signal::SIGTERM);
+        }
+        if let Some(mut keeper) = self.keeper.take() {
+            if wait(&mut keeper, Duration::from_secs(8)).is_none() {
+                eprintln!("the daemon of {} does not end", self.root.display());
+                let _ = keeper.kill();
+                let _ = keeper.wait();
+            }
+        }
+        let left = (mounts(&self.root), processes(&self.root));
+        clean(&self.root);
+        let stays = (mounts(&self.root), processes(&self.root));
+        if thread::panicking() {
+            eprintln!("the daemon's log:\n{}", self.log());
+        } else {
+            assert_eq!(left, Default::default(), "the test left this behind");
+        }
+        let _ = fs::remove_dir_all(&self.root);
+        if !thread::panicking() {
+            assert_eq!(stays, Default::default(), "this cannot be cleaned away");
+        }
+    }
+}
+
+/// A mount of a test's, for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Bind(PathBuf);
+
+impl Bind {
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Bind {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// A mount as mountinfo lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mounted {
+    pub(crate) at: PathBuf,
+    pub(crate) kind: String,
+    pub(crate) options: String,
+    /// The number of the device, which for FUSE is that of the connection.
+    pub(crate) device: u32,
+}
+
+/// All mounts at or below a place, the topmost last.
+pub(crate) fn mounts(below: &Path) -> Vec<Mounted> {
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mounted = |line: &str| {
+        let (first, second) = line.split_once(" - ")?;
+        let fields: Vec<&str> = first.split(' ').collect();
+        Some(Mounted {
+            at: PathBuf::from(fields[4]),
+            kind: second.split(' ').next()?.to_owned(),
+            options: fields[5].to_owned(),
+            device: fields[2].split_once(':')?.1.parse().ok()?,
+        })
+    };
+    mountinfo
+        .lines()
+        .filter_map(mounted)
+        .filter(|mounted| mounted.at.starts_with(below))
+        .collect()
+}
+
+/// A process's children.
+pub(crate) fn children(of: Pid) -> Vec<Pid> {
+    let list = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
+    list.split_whitespace()
+        .map(|pid| Pid::from_raw(pid.parse().unwrap()))
+        .collect()
+}
+
+/// Lets everybody go who waits for a FUSE mount at or below a place.
+pub(crate) fn abort(below: &Path) {
+    for mounted in mounts(below) {
+        if mounted.kind.starts_with("fuse") {
+            let _ = fs::write(
+                format!("/sys/fs/fuse/connections/{}/abort", mounted.device),
+                "1",
+            );
+        }
+    }
+}
+
+/// The processes that were started with this folder's name in their command line, but for us.
+pub(crate) fn processes(root: &Path) -> Vec<i32> {
+    let wanted = format!("{}/", root.display());
+    let named = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.windows(wanted.len())
+            .any(|part| part == wanted.as_bytes())
+    };
+    let entries = fs::read_dir("/proc").unwrap();
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| i64::from(*pid) != i64::from(std::process::id()))
+        .filter(named)
+        .collect()
+}
+
+fn clean(root: &Path) {
+    abort(root);
+    for pid in processes(root) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    for mounted in mounts(root).iter().rev() {
+        let _ = nix::mount::umount2(&mounted.at, MntFlags::MNT_DETACH);
+    }
+    eventually(Duration::from_secs(5), || processes(root).is_empty());
+}
+
+/// Cleans up after runs that were killed.
+fn sweep() {
+    let Ok(entries) = fs::read_dir("/tmp") else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let owner = path
+            .to_str()
+            .and_then(|path| path.strip_prefix(PREFIX))
+            .and_then(|rest| rest.split_once('-'));
+        if let Some((pid, _)) = owner
+            && !Path::new("/proc").join(pid).exists()
+        {
+            clean(&path);
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+}
+
+/// Aborts the mounts below a folder if nobody calls it off in time.
+fn watch(root: PathBuf) -> mpsc::Sender<()> {
+    let (calm, alarm) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        if alarm.recv_timeout(WATCHDOG) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("{} hangs: aborting its mounts", root.display());
+            abort(&root);
+        }
+    });
+    calm
+}
+
+fn own(folder: &Path, uid: u32) {
+    let each = |path: PathBuf| -> io::Result<()> {
+        if path.is_dir() {
+            own(&path, uid);
+        }
+        chown(&path, Some(uid), Some(uid))
+    };
+    for entry in fs::read_dir(folder).unwrap() {
+        each(entry.unwrap().path()).unwrap();
+    }
+    chown(folder, Some(uid), Some(uid)).unwrap();
+}
+
+/// The program `name`, for a command line.
+pub(crate) fn tool(name: &str) -> String {
+    program(name).unwrap().to_str().unwrap().to_owned()
+}

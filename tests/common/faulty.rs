@@ -1,0 +1,246 @@
+//! A backend in memory that fails, dawdles and counts as it is told. Unit tests and the tests beside this folder share
+//! it.
+
+#![allow(
+    unreachable_pub,
+    clippy::panic,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "it is part of tests"
+)]
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+
+use futures_util::future::BoxFuture;
+use secretfs::backend::{Backend, BackendError, Fetched, Reference, Version};
+use secretfs::secret::{Name, SecretBytes};
+use tokio::sync::oneshot;
+
+/// How it answers.
+#[allow(dead_code, reason = "each test uses its part")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Weather {
+    /// As it should.
+    #[default]
+    Fine,
+    /// "No."
+    Refusing,
+    /// It cannot be reached.
+    Down,
+    /// Never.
+    Silent,
+    /// With something that cannot be used.
+    Garbled,
+    /// With a panic.
+    Panicking,
+}
+
+#[derive(Debug, Default)]
+pub struct Faulty {
+    /// Whether it claims to announce its changes.
+    pub announces: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    values: BTreeMap<String, Value>,
+    /// The last version of each place, also of what was removed: no version is given twice.
+    last: BTreeMap<String, u64>,
+    weather: Weather,
+    reads: usize,
+    lists: usize,
+    /// Answers are made when they are asked for, and given when they are let go.
+    holding: bool,
+    held: Vec<Option<oneshot::Sender<()>>>,
+}
+
+#[derive(Debug, Clone)]
+struct Value {
+    bytes: Vec<u8>,
+    version: u64,
+    description: Option<String>,
+}
+
+#[allow(dead_code, reason = "each test uses its part")]
+impl Faulty {
+    pub fn new(values: &[(&str, &str)]) -> Self {
+        let faulty = Self::default();
+        for (path, value) in values {
+            faulty.put(path, value);
+        }
+        faulty
+    }
+
+    pub fn announcing(values: &[(&str, &str)]) -> Self {
+        Self {
+            announces: true,
+            ..Self::new(values)
+        }
+    }
+
+    /// A new version.
+    pub fn put(&self, path: &str, value: impl AsRef<[u8]>) {
+        let mut state = self.state();
+        let last = state.last.entry(path.to_owned()).or_default();
+        *last += 1;
+        let value = Value {
+            bytes: value.as_ref().to_vec(),
+            version: *last,
+            description: None,
+        };
+        state.values.insert(path.to_owned(), value);
+    }
+
+    /// A version of this number, as after a rollback or a restore.
+    pub fn put_version(&self, path: &str, value: impl AsRef<[u8]>, version: u64) {
+        let value = Value {
+            bytes: value.as_ref().to_vec(),
+            version,
+            description: None,
+        };
+        self.state().values.insert(path.to_owned(), value);
+    }
+
+    pub fn describe(&self, path: &str, text: &str) {
+        if let Some(value) = self.state().values.get_mut(path) {
+            value.description = Some(text.to_owned());
+        }
+    }
+
+    pub fn remove(&self, path: &str) {
+        self.state().values.remove(path);
+    }
+
+    pub fn weather(&self, weather: Weather) {
+        self.state().weather = weather;
+    }
+
+    /// How often a value was asked for.
+    pub fn reads(&self) -> usize {
+        self.state().reads
+    }
+
+    /// How often names were asked for.
+    pub fn lists(&self) -> usize {
+        self.state().lists
+    }
+
+    /// From now on answers wait until they are let go.
+    pub fn hold(&self) {
+        self.state().holding = true;
+    }
+
+    /// New answers are given at once again.
+    pub fn stop_holding(&self) {
+        self.state().holding = false;
+    }
+
+    /// How many answers were held so far.
+    pub fn held(&self) -> usize {
+        self.state().held.len()
+    }
+
+    /// Gives the answer that was held as number `index`.
+    pub fn let_go(&self, index: usize) {
+        let held = self.state().held[index].take();
+        let _ = held.expect("an answer that is held").send(());
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|error| error.into_inner())
+    }
+
+    fn storm(weather: Weather) -> Result<(), BackendError> {
+        match weather {
+            Weather::Fine | Weather::Silent => Ok(()),
+            Weather::Refusing => Err(BackendError::Refused("test".to_owned())),
+            Weather::Down => Err(BackendError::Unreachable("test".to_owned())),
+            Weather::Garbled => Err(BackendError::Unusable("test".to_owned())),
+            Weather::Panicking => panic!("as told"),
+        }
+    }
+
+    /// Answers what was decided when it was asked, when it is due.
+    fn answer<'a, T: Send + 'a>(
+        &self,
+        answer: Result<T, BackendError>,
+    ) -> BoxFuture<'a, Result<T, BackendError>> {
+        let mut state = self.state();
+        let weather = state.weather;
+        let held = state.holding.then(|| {
+            let (let_go, held) = oneshot::channel();
+            state.held.push(Some(let_go));
+            held
+        });
+        Box::pin(async move {
+            if let Some(held) = held {
+                let _ = held.await;
+            }
+            if weather == Weather::Silent {
+                std::future::pending::<()>().await;
+            }
+            Self::storm(weather)?;
+            answer
+        })
+    }
+}
+
+impl Backend for Faulty {
+    fn kind(&self) -> &'static str {
+        "faulty"
+    }
+
+    fn announces_changes(&self) -> bool {
+        self.announces
+    }
+
+    fn read<'a>(
+        &'a self,
+        reference: &'a Reference,
+    ) -> BoxFuture<'a, Result<Fetched, BackendError>> {
+        let found = {
+            let mut state = self.state();
+            state.reads += 1;
+            state.values.get(&reference.path).cloned()
+        };
+        self.answer(match found {
+            Some(value) => Ok(Fetched {
+                value: SecretBytes::new(value.bytes),
+                version: Version::new(value.version.to_string()),
+                modified: None,
+                description: value.description,
+            }),
+            None => Err(BackendError::Absent(reference.to_string())),
+        })
+    }
+
+    fn list<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<Name>, BackendError>> {
+        let names: Vec<Name> = {
+            let mut state = self.state();
+            state.lists += 1;
+            let below = |path: &String| path.strip_prefix(folder)?.strip_prefix('/')?.parse().ok();
+            state.values.keys().filter_map(below).collect()
+        };
+        self.answer(if names.is_empty() {
+            Err(BackendError::Absent(folder.to_owned()))
+        } else {
+            Ok(names)
+        })
+    }
+
+    fn folders(&self) -> BoxFuture<'_, Result<Vec<Name>, BackendError>> {
+        let folders = {
+            let mut state = self.state();
+            state.lists += 1;
+            let folder = |path: &String| path.split_once('/')?.0.parse().ok();
+            state.values.keys().filter_map(folder).collect()
+        };
+        self.answer(Ok(folders))
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<(), BackendError>> {
+        self.answer(Ok(()))
+    }
+}

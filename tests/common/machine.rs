@@ -1,0 +1,88 @@
+//! What a test needs of the machine. What is missing is said loudly, and with `SECRETFS_REQUIRE_ALL=1` is a failure.
+
+use std::path::Path;
+
+/// Something that a machine may lack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Root, with the right to mount.
+    Root,
+    /// `/dev/fuse`.
+    Fuse,
+    /// A program.
+    Program(&'static str),
+    /// A writable hierarchy of cgroups that systemd's names stand in.
+    Cgroups,
+}
+
+/// What each test here needs.
+pub(crate) const MOUNT: [Need; 4] = [
+    Need::Root,
+    Need::Fuse,
+    Need::Program("setpriv"),
+    Need::Program(super::probe::PYTHON),
+];
+
+/// False, after saying so, if the machine lacks something of this.
+#[track_caller]
+pub(crate) fn has(needs: &[Need]) -> bool {
+    let missing: Vec<String> = needs
+        .iter()
+        .filter(|need| !need.met())
+        .map(|need| format!("{need:?}"))
+        .collect();
+    if missing.is_empty() {
+        return true;
+    }
+    let missing = missing.join(", ");
+    assert!(
+        std::env::var_os("SECRETFS_REQUIRE_ALL").is_none_or(|all| all != "1"),
+        "this machine lacks {missing}, and SECRETFS_REQUIRE_ALL=1"
+    );
+    let place = std::panic::Location::caller();
+    eprintln!("SKIPPED: {place}: this machine lacks {missing}");
+    false
+}
+
+/// Ends the test where the machine lacks something.
+macro_rules! needs {
+    ($($need:expr),* $(,)?) => {
+        if !$crate::common::machine::has(&$crate::common::machine::MOUNT)
+            || !$crate::common::machine::has(&[$($need),*])
+        {
+            return;
+        }
+    };
+}
+pub(crate) use needs;
+
+impl Need {
+    fn met(self) -> bool {
+        match self {
+            Self::Root => nix::unistd::geteuid().is_root(),
+            Self::Fuse => Path::new("/dev/fuse").exists(),
+            Self::Program(name) => program(name).is_some(),
+            Self::Cgroups => named_hierarchy().is_some(),
+        }
+    }
+}
+
+/// Where a program is that other users can start, too.
+pub(crate) fn program(name: &str) -> Option<std::path::PathBuf> {
+    ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
+        .iter()
+        .map(|folder| Path::new(folder).join(name))
+        .find(|path| path.exists())
+}
+
+/// Where cgroups can be made whose names `secretfs` goes by: systemd's own hierarchy, else the unified one.
+pub(crate) fn named_hierarchy() -> Option<std::path::PathBuf> {
+    ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup"]
+        .iter()
+        .map(Path::new)
+        .find(|path| {
+            path.join("cgroup.procs").exists()
+                && nix::unistd::access(*path, nix::unistd::AccessFlags::W_OK).is_ok()
+        })
+        .map(Path::to_owned)
+}

@@ -1,0 +1,23 @@
+//! The mounted truth: the real daemon on a real mount, and real users who come to read.
+//!
+//! Runs as root, because it becomes other users and mounts. Each test has a daemon of its own and promises what its
+//! name says; where the machine lacks something a test says so and is skipped, or fails with `SECRETFS_REQUIRE_ALL=1`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test ends where it is wrong"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod descriptors;
+mod keeper;
+mod matrix;
+mod namespaces;
+mod units;
+mod values;
