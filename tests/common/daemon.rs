@@ -271,7 +271,14 @@ impl Daemon {
         } else {
             File::create(&to).unwrap();
         }
-        nix::mount::mount(Some(from), &to, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        nix::mount::mount(
+            Some(from),
+            &to,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .unwrap();
         Bind(to)
     }
 
@@ -327,7 +334,15 @@ impl Daemon {
         drop(store);
         if let Some(uid) = setup.starter {
             fs::copy(env!("CARGO_BIN_EXE_secretfs"), self.at("secretfs")).unwrap();
-            for name in ["secrets", "run", "state", "log", "identity.txt", "config.toml", ""] {
+            for name in [
+                "secrets",
+                "run",
+                "state",
+                "log",
+                "identity.txt",
+                "config.toml",
+                "",
+            ] {
                 owner(name, uid);
             }
             own(&self.at("data"), uid);

@@ -80,6 +80,9 @@ pub(crate) fn named_hierarchy() -> Option<std::path::PathBuf> {
     ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup"]
         .iter()
         .map(Path::new)
-        .find(|path| path.join("cgroup.procs").exists() && nix::unistd::access(*path, nix::unistd::AccessFlags::W_OK).is_ok())
+        .find(|path| {
+            path.join("cgroup.procs").exists()
+                && nix::unistd::access(*path, nix::unistd::AccessFlags::W_OK).is_ok()
+        })
         .map(Path::to_owned)
 }

@@ -155,12 +155,31 @@ fn every_caller_gets_what_the_rules_say_from_every_call_that_reads() {
                 for secret in ["plain", "hot"] {
                     let what = format!("{turn}: {who:?} {service}/{secret}");
                     let path = daemon.path(service).join(secret);
-                    reading(&mut tally, &mut probe, &who, (service, secret), &path, &what);
+                    reading(
+                        &mut tally,
+                        &mut probe,
+                        &who,
+                        (service, secret),
+                        &path,
+                        &what,
+                    );
                 }
                 let what = format!("{turn}: {who:?} {service}");
-                listing(&mut tally, &mut probe, &who, service, &daemon.path(service), &what);
+                listing(
+                    &mut tally,
+                    &mut probe,
+                    &who,
+                    service,
+                    &daemon.path(service),
+                    &what,
+                );
             }
-            top(&mut tally, &mut probe, &daemon.mountpoint(), &format!("{who:?}"));
+            top(
+                &mut tally,
+                &mut probe,
+                &daemon.mountpoint(),
+                &format!("{who:?}"),
+            );
         }
     }
     tally.end(10_000);
@@ -202,14 +221,38 @@ fn reading(
         let shown = Ok((stat.mode, stat.uid, stat.gid));
         tally.check(&format!("{what} owner"), &shown, &[Ok(look)]);
         let length = u64::try_from(expected.len()).unwrap();
-        let sizes: &[Got<u64>] = if allowed { &[Ok(length)] } else { &[Ok(0), Ok(length)] };
+        let sizes: &[Got<u64>] = if allowed {
+            &[Ok(length)]
+        } else {
+            &[Ok(0), Ok(length)]
+        };
         tally.check(&format!("{what} size"), &Ok(stat.size), sizes);
     }
-    tally.check(&format!("{what} F_OK"), &probe.access(path, libc::F_OK), found);
-    tally.check(&format!("{what} R_OK"), &probe.access(path, libc::R_OK), &[right]);
-    tally.check(&format!("{what} W_OK"), &probe.access(path, libc::W_OK), &by_name(Errno::EROFS));
-    tally.check(&format!("{what} X_OK"), &probe.access(path, libc::X_OK), &[Err(denied)]);
-    tally.check(&format!("{what} cat"), &probe.cat(path), &if_allowed(&expected));
+    tally.check(
+        &format!("{what} F_OK"),
+        &probe.access(path, libc::F_OK),
+        found,
+    );
+    tally.check(
+        &format!("{what} R_OK"),
+        &probe.access(path, libc::R_OK),
+        &[right],
+    );
+    tally.check(
+        &format!("{what} W_OK"),
+        &probe.access(path, libc::W_OK),
+        &by_name(Errno::EROFS),
+    );
+    tally.check(
+        &format!("{what} X_OK"),
+        &probe.access(path, libc::X_OK),
+        &[Err(denied)],
+    );
+    tally.check(
+        &format!("{what} cat"),
+        &probe.cat(path),
+        &if_allowed(&expected),
+    );
     tally.check(
         &format!("{what} getxattr"),
         &probe.getxattr(path, "user.secretfs.version"),
@@ -230,19 +273,31 @@ fn reading(
     if let Ok(fd) = opened {
         let right = [Ok(expected.clone())];
         tally.check(&format!("{what} pread"), &probe.pread(fd), &right);
-        tally.check(&format!("{what} mmap"), &probe.map(fd, expected.len()), &right);
+        tally.check(
+            &format!("{what} mmap"),
+            &probe.map(fd, expected.len()),
+            &right,
+        );
         tally.check(&format!("{what} sendfile"), &probe.sendfile(fd), &right);
         tally.check(&format!("{what} splice"), &probe.splice(fd), &right);
         probe.close(fd);
     }
     for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_RDONLY | libc::O_TRUNC] {
         let got = probe.open_with(path, flags).map(drop);
-        tally.check(&format!("{what} open {flags:o}"), &got, &by_name(Errno::EROFS));
+        tally.check(
+            &format!("{what} open {flags:o}"),
+            &got,
+            &by_name(Errno::EROFS),
+        );
     }
     let named = probe.open_with(path, libc::O_PATH);
     tally.check(&format!("{what} O_PATH"), &named.map(drop), found);
     if let Ok(fd) = named {
-        tally.check(&format!("{what} pread O_PATH"), &probe.pread(fd), &[Err(Errno::EBADF)]);
+        tally.check(
+            &format!("{what} pread O_PATH"),
+            &probe.pread(fd),
+            &[Err(Errno::EBADF)],
+        );
         probe.close(fd);
     }
     let below = probe.stat(&path.join("x")).map(drop);
@@ -259,7 +314,11 @@ fn listing(
 ) {
     let any = may_any(who, service);
     let visible = any || who.uid == 0;
-    let names = if any { vec!["hot".to_owned(), "plain".to_owned()] } else { Vec::new() };
+    let names = if any {
+        vec!["hot".to_owned(), "plain".to_owned()]
+    } else {
+        Vec::new()
+    };
     tally.check(&format!("{what} list"), &probe.list(path), &[Ok(names)]);
     let hidden = |errno: Errno| [Err(if visible { errno } else { Errno::EACCES })];
     let absent = probe.stat(&path.join("absent")).map(drop);
@@ -269,13 +328,33 @@ fn listing(
     let long = probe.stat(&path.join("a".repeat(200))).map(drop);
     tally.check(&format!("{what} long"), &long, &hidden(Errno::ENAMETOOLONG));
     for mode in [libc::F_OK, libc::R_OK, libc::X_OK] {
-        tally.check(&format!("{what} access"), &probe.access(path, mode), &[Ok(())]);
+        tally.check(
+            &format!("{what} access"),
+            &probe.access(path, mode),
+            &[Ok(())],
+        );
     }
-    tally.check(&format!("{what} W_OK"), &probe.access(path, libc::W_OK), &[Err(Errno::EROFS)]);
-    tally.check(&format!("{what} chdir"), &probe.os("chdir", json!([path])), &[Ok(())]);
-    tally.check(&format!("{what} cat"), &probe.cat(path), &[Err(Errno::EISDIR)]);
+    tally.check(
+        &format!("{what} W_OK"),
+        &probe.access(path, libc::W_OK),
+        &[Err(Errno::EROFS)],
+    );
+    tally.check(
+        &format!("{what} chdir"),
+        &probe.os("chdir", json!([path])),
+        &[Ok(())],
+    );
+    tally.check(
+        &format!("{what} cat"),
+        &probe.cat(path),
+        &[Err(Errno::EISDIR)],
+    );
     let writing = probe.open_with(path, libc::O_WRONLY).map(drop);
-    tally.check(&format!("{what} open for writing"), &writing, &[Err(Errno::EISDIR)]);
+    tally.check(
+        &format!("{what} open for writing"),
+        &writing,
+        &[Err(Errno::EISDIR)],
+    );
     probe.os("chdir", json!(["/"])).unwrap();
 }
 
@@ -298,11 +377,23 @@ fn nobody_changes_anything_also_where_the_mount_is_writable() {
     let daemon = start();
     let writable = daemon.bind(&daemon.mountpoint(), "writable");
     let flags = nix::mount::MsFlags::MS_BIND | nix::mount::MsFlags::MS_REMOUNT;
-    nix::mount::mount(None::<&str>, writable.path(), None::<&str>, flags, None::<&str>).unwrap();
+    nix::mount::mount(
+        None::<&str>,
+        writable.path(),
+        None::<&str>,
+        flags,
+        None::<&str>,
+    )
+    .unwrap();
     let mut tally = Tally::default();
     let elsewhere = daemon.door("elsewhere");
     std::fs::write(&elsewhere, "x").unwrap();
-    for who in [Who::root(), Who::uid(4001), Who::new(4009, 4100, &[]), Who::uid(4009)] {
+    for who in [
+        Who::root(),
+        Who::uid(4001),
+        Who::new(4009, 4100, &[]),
+        Who::uid(4009),
+    ] {
         let mut probe = daemon.probe(&who);
         for (root, service) in [
             (daemon.mountpoint(), "by-uid"),
@@ -333,7 +424,10 @@ fn nobody_changes_anything_also_where_the_mount_is_writable() {
                 ("open", json!([new, libc::O_CREAT | libc::O_RDWR, 0o600])),
                 ("open", json!([file, libc::O_RDWR])),
                 ("open", json!([file, libc::O_RDONLY | libc::O_TRUNC])),
-                ("open", json!([folder, libc::O_TMPFILE | libc::O_RDWR, 0o600])),
+                (
+                    "open",
+                    json!([folder, libc::O_TMPFILE | libc::O_RDWR, 0o600]),
+                ),
             ];
             for (call, args) in changes {
                 let what = format!("{who:?} {call} {args}");
@@ -351,12 +445,19 @@ fn nobody_changes_anything_also_where_the_mount_is_writable() {
                 tally.check(&what, &probe.os(call, args), &right);
             }
             let across = probe.os("rename", json!([elsewhere, new]));
-            tally.check("rename into it", &across, &[Err(Errno::EXDEV), Err(Errno::EROFS), Err(Errno::EACCES)]);
+            tally.check(
+                "rename into it",
+                &across,
+                &[Err(Errno::EXDEV), Err(Errno::EROFS), Err(Errno::EACCES)],
+            );
         }
     }
     tally.end(240);
     let mut probe = daemon.probe(&Who::uid(4001));
-    assert_eq!(probe.cat(&daemon.path("by-uid/plain")), Ok(value("by-uid", "plain")));
+    assert_eq!(
+        probe.cat(&daemon.path("by-uid/plain")),
+        Ok(value("by-uid", "plain"))
+    );
     assert_eq!(probe.list(&daemon.mountpoint()).unwrap().len(), NAMES.len());
 }
 
@@ -379,15 +480,29 @@ fn root_sees_names_and_owners_and_no_value_without_a_rule() {
     let daemon = start();
     let mut root = daemon.probe(&Who::root());
     let path = daemon.path("by-uid/plain");
-    assert_eq!(root.stat(&path).unwrap().size, 0, "root may not have it fetched");
+    assert_eq!(
+        root.stat(&path).unwrap().size,
+        0,
+        "root may not have it fetched"
+    );
     assert_eq!(root.open(&path), Err(Errno::EACCES));
     assert_eq!(root.list(&daemon.path("by-uid")), Ok(Vec::new()));
-    assert_eq!(root.getxattr(&path, "user.secretfs.version"), Err(Errno::EACCES));
-    assert_eq!(root.stat(&daemon.path("by-uid/absent")).map(drop), Err(Errno::ENOENT));
+    assert_eq!(
+        root.getxattr(&path, "user.secretfs.version"),
+        Err(Errno::EACCES)
+    );
+    assert_eq!(
+        root.stat(&daemon.path("by-uid/absent")).map(drop),
+        Err(Errno::ENOENT)
+    );
     let mut reader = daemon.probe(&Who::uid(4001));
     assert_eq!(reader.cat(&path), Ok(value("by-uid", "plain")));
     let length = u64::try_from(value("by-uid", "plain").len()).unwrap();
-    assert_eq!(root.stat(&path).unwrap().size, length, "the size is the inode's");
+    assert_eq!(
+        root.stat(&path).unwrap().size,
+        length,
+        "the size is the inode's"
+    );
 }
 
 #[test]
@@ -398,6 +513,9 @@ fn the_mount_is_what_it_should_be() {
     assert_eq!(mounts.len(), 1, "{mounts:?}");
     assert_eq!(mounts[0].kind, "fuse.secretfs");
     for option in ["ro", "nosuid", "nodev", "noexec"] {
-        assert!(mounts[0].options.split(',').any(|o| o == option), "{option}: {mounts:?}");
+        assert!(
+            mounts[0].options.split(',').any(|o| o == option),
+            "{option}: {mounts:?}"
+        );
     }
 }
