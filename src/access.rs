@@ -17,6 +17,9 @@ use crate::policy::{Decision, Policy, Reason, RuleName};
 use crate::secret::{Name, SecretPath};
 use crate::sys::Uid;
 
+#[cfg(test)]
+mod tests;
+
 /// On whose word accesses are allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Authority {
@@ -75,9 +78,31 @@ impl Access {
         path: &SecretPath,
         action: &'static str,
     ) -> Result<Permit, Denied> {
-        let account = self.decide(caller, action, Some(path.to_string().into()), |p, c| {
-            p.check(c, path)
-        })?;
+        self.permit(caller, path, action, Written::Soon)
+    }
+
+    /// The same for a command that reads a value: a no is on the disk when this returns, as everything about commands is.
+    ///
+    /// # Errors
+    /// [`Denied`]
+    pub fn command(
+        &self,
+        caller: Caller,
+        path: &SecretPath,
+        action: &'static str,
+    ) -> Result<Permit, Denied> {
+        self.permit(caller, path, action, Written::Now)
+    }
+
+    fn permit(
+        &self,
+        caller: Caller,
+        path: &SecretPath,
+        action: &'static str,
+        written: Written,
+    ) -> Result<Permit, Denied> {
+        let subject = Some(path.to_string().into());
+        let account = self.decide(caller, action, subject, written, |p, c| p.check(c, path))?;
         Ok(Permit {
             path: path.clone(),
             account: Some(account),
@@ -117,6 +142,7 @@ impl Access {
                 Some(path.to_string().into()),
                 denied,
                 started,
+                Written::Soon,
             )),
         }
     }
@@ -152,7 +178,9 @@ impl Access {
         action: &'static str,
         subject: Option<Arc<str>>,
     ) -> Result<Mandate, Denied> {
-        let account = self.decide(caller, action, subject, |p, c| p.check_manage(c, service))?;
+        let account = self.decide(caller, action, subject, Written::Now, |p, c| {
+            p.check_manage(c, service)
+        })?;
         Ok(Mandate {
             account: Some(account),
         })
@@ -178,6 +206,7 @@ impl Access {
         mut caller: Caller,
         action: &'static str,
         subject: Option<Arc<str>>,
+        written: Written,
         question: impl Fn(&Policy, &Caller) -> Decision,
     ) -> Result<Account, Denied> {
         let started = self.clock.now();
@@ -189,7 +218,7 @@ impl Access {
             });
         match answer {
             Ok(rule) => Ok(self.account(caller, action, subject, rule, started)),
-            Err(denied) => Err(self.deny(caller, action, subject, denied, started)),
+            Err(denied) => Err(self.deny(caller, action, subject, denied, started, written)),
         }
     }
 
@@ -260,6 +289,7 @@ impl Access {
         subject: Option<Arc<str>>,
         denied: Denied,
         started: Instant,
+        written: Written,
     ) -> Denied {
         let comm = self.describe(&mut caller, true);
         let rule = RuleName::from(denied.to_string());
@@ -274,7 +304,12 @@ impl Access {
             rule,
             started,
         };
-        self.audit.record(account.event(Outcome::Denied, None));
+        let event = account.event(Outcome::Denied, None);
+        match written {
+            Written::Soon => self.audit.record(event),
+            // A no stays a no, also when it cannot be written down.
+            Written::Now => drop(self.audit.record_now(event)),
+        }
         denied
     }
 
@@ -285,6 +320,15 @@ impl Access {
         }
         self.lookup.comm(caller.tid)
     }
+}
+
+/// When a denial has to be on the disk.
+#[derive(Debug, Clone, Copy)]
+enum Written {
+    /// Off the caller's path, equal ones counted: file accesses.
+    Soon,
+    /// Before anybody hears of it: commands.
+    Now,
 }
 
 /// The proof that a caller may read a secret.

@@ -45,8 +45,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let line = format!("secretfs: {}\n", output::printable(&failure.message));
-            let _ = std::io::stderr().write_all(line.as_bytes());
+            if !failure.message.is_empty() {
+                let line = format!("secretfs: {}\n", output::printable(&failure.message));
+                let _ = std::io::stderr().write_all(line.as_bytes());
+            }
             ExitCode::from(failure.kind.exit_code())
         }
     }

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use crate::access::{Access, Permit};
 use crate::audit::Outcome;
 use crate::backend::{BackendError, Reference};
-use crate::cache::{Cache, Fetch, Figures, Generation, Served};
+use crate::cache::{Cache, Fetch, Generation, Served};
 use crate::caller::Caller;
 use crate::config::Reads;
 use crate::secret::{Name, SecretPath};
@@ -28,12 +28,15 @@ pub mod catalogue;
 pub mod errno;
 mod handles;
 mod inodes;
+mod names;
+mod types;
 
 pub use crate::cache::Answer;
 pub use catalogue::{Catalogue, Look};
 pub use errno::FsError;
 pub use handles::Fh;
 pub use inodes::{Ino, Tell};
+pub use types::{Attr, DirEntry, Kernel, Kind, Opened, TreeFigures, Xattr};
 
 use handles::{Handles, OpenFile};
 use inodes::{Inodes, Node, SecretNode};
@@ -43,109 +46,6 @@ pub type Reply<T> = Result<T, FsError>;
 
 /// How long a change waits for the kernel to hear of it. Its next open sees the new value in any case.
 const KERNEL_DEADLINE: Duration = Duration::from_secs(1);
-
-/// What an inode is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// The root or a service.
-    Directory,
-    /// A secret.
-    File,
-}
-
-/// What `stat` shows: the same for everyone.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attr {
-    /// The inode.
-    pub ino: Ino,
-    /// File or directory.
-    pub kind: Kind,
-    /// The length of the value last fetched, in bytes; 0 before.
-    pub size: u64,
-    /// The permission bits.
-    pub mode: u16,
-    /// The owner.
-    pub uid: Uid,
-    /// The group.
-    pub gid: Gid,
-    /// When the value shown was made; the mount's start before.
-    pub modified: Timestamp,
-}
-
-/// An open file, as the kernel has to treat it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Opened {
-    /// The handle.
-    pub fh: Fh,
-    /// Past the page cache, so that each read is checked.
-    pub direct: bool,
-    /// What the page cache holds is this very value.
-    pub keep_pages: bool,
-    /// What the kernel must be told before the open is answered; then call [`Tree::told`].
-    pub tell: Option<Tell>,
-}
-
-/// One line of a listing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DirEntry {
-    /// The inode.
-    pub ino: Ino,
-    /// File or directory.
-    pub kind: Kind,
-    /// The name.
-    pub name: Name,
-}
-
-/// An extended attribute of a secret.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Xattr {
-    /// The backend's version.
-    Version,
-    /// Our generation's number.
-    Generation,
-    /// Where the value was found.
-    Reference,
-    /// For people.
-    Description,
-}
-
-impl Xattr {
-    /// All of them.
-    pub const ALL: [Self; 4] = [
-        Self::Version,
-        Self::Generation,
-        Self::Reference,
-        Self::Description,
-    ];
-
-    /// Its name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Version => "user.secretfs.version",
-            Self::Generation => "user.secretfs.generation",
-            Self::Reference => "user.secretfs.reference",
-            Self::Description => "user.secretfs.description",
-        }
-    }
-}
-
-/// Figures for `status`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct TreeFigures {
-    /// The cache.
-    pub cache: Figures,
-    /// Open files and directories.
-    pub handles: usize,
-    /// Inodes known.
-    pub inodes: usize,
-}
-
-/// What the kernel holds of our names, seen from here. The adapter implements it.
-pub trait Kernel: Send + Sync + std::fmt::Debug {
-    /// Makes the kernel look `name` up again, then answers `done`. Must return at once.
-    fn forget_name(&self, parent: Ino, name: &Name, done: oneshot::Sender<()>);
-}
 
 /// The file system.
 #[derive(Debug)]
@@ -510,131 +410,6 @@ impl Tree {
         }
     }
 
-    fn look_up_service(self: &Arc<Self>, caller: Caller, name: &OsStr) -> Answer<Reply<Attr>> {
-        let name = match parse(name) {
-            Ok(name) => name,
-            Err(error) => return Answer::Ready(Err(error)),
-        };
-        let catalogue = self.catalogue.load();
-        if catalogue.has_service(&name) {
-            return Answer::Ready(Ok(self.directory(self.inodes.service(&name))));
-        }
-        let Some(backend) = catalogue.defaults() else {
-            return Answer::Ready(Err(FsError::Absent));
-        };
-        if !self.access.may_list_defaults(caller) {
-            return Answer::Ready(Err(FsError::Denied));
-        }
-        let tree = Arc::clone(self);
-        self.cache.folders(backend).map(move |folders| {
-            let folders = folders.map_err(|error| FsError::from(&error))?;
-            folders.binary_search(&name).map_err(|_| FsError::Absent)?;
-            Ok(tree.directory(tree.inodes.service(&name)))
-        })
-    }
-
-    fn look_up_secret(
-        self: &Arc<Self>,
-        caller: Caller,
-        service: Name,
-        name: &OsStr,
-    ) -> Answer<Reply<Attr>> {
-        if !self.access.may_look_up(caller, &service) {
-            return Answer::Ready(Err(FsError::Denied));
-        }
-        let name = match parse(name) {
-            Ok(name) => name,
-            Err(error) => return Answer::Ready(Err(error)),
-        };
-        let catalogue = self.catalogue.load();
-        let path = SecretPath { service, name };
-        if catalogue.is_bound(&path) {
-            return Answer::Ready(Ok(self.file(&self.inodes.secret(&path))));
-        }
-        let Some(folder) = catalogue.folder(&path.service) else {
-            return Answer::Ready(Err(FsError::Absent));
-        };
-        let tree = Arc::clone(self);
-        self.cache
-            .names(&folder.backend, &folder.folder)
-            .map(move |names| {
-                let names = names.map_err(|error| FsError::from(&error))?;
-                names
-                    .binary_search(&path.name)
-                    .map_err(|_| FsError::Absent)?;
-                Ok(tree.file(&tree.inodes.secret(&path)))
-            })
-    }
-
-    fn list_services(self: &Arc<Self>, caller: Caller) -> Answer<Reply<Vec<DirEntry>>> {
-        let catalogue = self.catalogue.load();
-        let mut services: Vec<Name> = catalogue.services().cloned().collect();
-        let tree = Arc::clone(self);
-        let entries = move |services: Vec<Name>| -> Vec<DirEntry> {
-            let entry = |name: Name| DirEntry {
-                ino: tree.inodes.service(&name),
-                kind: Kind::Directory,
-                name,
-            };
-            services.into_iter().map(entry).collect()
-        };
-        match catalogue.defaults() {
-            Some(backend) if self.access.may_list_defaults(caller) => {
-                self.cache.folders(backend).map(move |folders| {
-                    services.extend(
-                        folders
-                            .map_err(|error| FsError::from(&error))?
-                            .iter()
-                            .cloned(),
-                    );
-                    services.sort_unstable();
-                    services.dedup();
-                    Ok(entries(services))
-                })
-            }
-            Some(_) | None => Answer::Ready(Ok(entries(services))),
-        }
-    }
-
-    fn list_secrets(
-        self: &Arc<Self>,
-        caller: Caller,
-        service: Name,
-    ) -> Answer<Reply<Vec<DirEntry>>> {
-        if !self.access.may_list(caller, &service) {
-            return Answer::Ready(Ok(Vec::new()));
-        }
-        let catalogue = self.catalogue.load();
-        let mut names = catalogue.bound_names(&service);
-        let folder = catalogue.folder(&service);
-        let tree = Arc::clone(self);
-        let entries = move |service: &Name, mut names: Vec<Name>| -> Vec<DirEntry> {
-            names.sort_unstable();
-            names.dedup();
-            let inos = tree.inodes.secrets(service, &names);
-            let entry = |(ino, name)| DirEntry {
-                ino,
-                kind: Kind::File,
-                name,
-            };
-            inos.into_iter().zip(names).map(entry).collect()
-        };
-        let Some(folder) = folder else {
-            return Answer::Ready(Ok(entries(&service, names)));
-        };
-        self.cache
-            .names(&folder.backend, &folder.folder)
-            .map(move |listed| {
-                names.extend(
-                    listed
-                        .map_err(|error| FsError::from(&error))?
-                        .iter()
-                        .cloned(),
-                );
-                Ok(entries(&service, names))
-            })
-    }
-
     /// Fetches for a permit that is only worth a line in the audit log if a backend was asked.
     fn fetch_quietly(&self, permit: Permit) -> Answer<Fetch> {
         match self.fetch(&permit) {
@@ -749,14 +524,4 @@ pub fn outcome(error: &BackendError) -> Outcome {
         BackendError::Unreachable(_) | BackendError::Timeout(_) => Outcome::Unreachable,
         BackendError::Unusable(_) => Outcome::Error,
     }
-}
-
-/// A path component as a name. What cannot be a name does not exist.
-fn parse(name: &OsStr) -> Reply<Name> {
-    if name.len() > Name::MAX {
-        return Err(FsError::NameTooLong);
-    }
-    name.to_str()
-        .and_then(|name| name.parse().ok())
-        .ok_or(FsError::Absent)
 }

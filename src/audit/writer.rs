@@ -146,7 +146,7 @@ impl Writer {
         }
     }
 
-    /// Writes all that waits. On an error it waits on, except for commands, which are told.
+    /// Writes all that waits, and reports how it went. On an error it waits on, except for commands, which are told.
     fn write(&mut self) -> Result<(), AuditError> {
         let mut acknowledged = Vec::new();
         let result = self.try_write(&mut acknowledged);

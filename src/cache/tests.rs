@@ -1,3 +1,5 @@
+//! Each rule of the cache, as the list at the top of `cache.rs` has it.
+
 use std::time::Duration;
 
 use futures_util::future::join_all;

@@ -51,6 +51,21 @@ impl Lookup for Procfs {
 }
 
 impl Procfs {
+    /// Makes sure that a thread id means the same here as in the requests that the kernel sends us. In a pid namespace
+    /// with the `/proc` of another one we would look up strangers by the callers' numbers.
+    ///
+    /// # Errors
+    /// [`io::Error`] that says what is wrong and the mend.
+    pub fn check(&self) -> io::Result<()> {
+        let ourselves = std::fs::read_link(self.root.join("self"))?;
+        if ourselves == std::process::id().to_string() {
+            return Ok(());
+        }
+        Err(io::Error::other(
+            "it is of another pid namespace than the daemon: start the daemon in the host's, or mount a /proc for it (unshare --mount-proc)",
+        ))
+    }
+
     fn read(&self, tid: Tid, file: &'static str, limit: u64) -> Result<Vec<u8>, CallerError> {
         if tid.0 == 0 {
             return Err(CallerError::Invisible);
@@ -220,6 +235,18 @@ mod tests {
     use proptest::prelude::*;
 
     const ID: &str = "3f4a9c1b2d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708192a3b4c5d6e7f8";
+
+    #[test]
+    fn the_proc_of_another_pid_namespace_is_not_taken_for_ours() {
+        assert!(Procfs::default().check().is_ok());
+        let folder = tempfile::tempdir().unwrap();
+        let procfs = Procfs {
+            root: folder.path().to_owned(),
+        };
+        assert!(procfs.check().is_err());
+        std::os::unix::fs::symlink("1", folder.path().join("self")).unwrap();
+        assert!(procfs.check().is_err());
+    }
 
     #[test]
     fn groups_are_read_from_what_kernels_write() {

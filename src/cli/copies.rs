@@ -111,7 +111,7 @@ pub(crate) fn rekey(
         Protection::Passphrase => Some(ask_passphrase()?),
         Protection::Plugin => {
             return Err(Failure::usage(format!(
-                "{}: sealed by an age plugin, which secretfs cannot seal with: add the new key with age, as docs/operations.md shows",
+                "{}: sealed by an age plugin, which secretfs cannot seal with: open it with `age -d` into a file of mode 0600, rekey, and seal the new one",
                 path.display()
             )));
         }

@@ -1,11 +1,10 @@
 //! doctor: every check with its mend.
 
-use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
-use crate::backend::store::{Identity, Prompt, Store, identity};
+use crate::backend::store::{Identity, IdentityError, Prompt, Store, identity};
 use crate::cli::output::{Mood, Output, Progress, plain};
 use crate::cli::session::Session;
 use crate::clock::Clock;
@@ -80,6 +79,11 @@ fn machine() -> Vec<Check> {
     let device = File::options().read(true).write(true).open("/dev/fuse");
     checks.push(match device {
         Ok(_) => check("/dev/fuse", Health::Good, "can be opened"),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => check(
+            "/dev/fuse",
+            Health::Wrong,
+            format!("{error}: everyone may open it elsewhere: chmod 0666 /dev/fuse, or start secretfs as root"),
+        ),
         Err(error) => check(
             "/dev/fuse",
             Health::Wrong,
@@ -138,27 +142,34 @@ fn configured(config: &Config, checks: &mut Vec<Check>) {
 
 fn identity_check(name: &Name, store: &StoreConfig) -> Check {
     let what = format!("identity of {name}");
-    let opened = identity::locate(store.identity.as_deref())
-        .and_then(|path| identity::open(&path).map(|file| (path, file)));
-    let (path, mut file) = match opened {
-        Ok(opened) => opened,
+    let path = match identity::locate(store.identity.as_deref()) {
+        Ok(path) => path,
+        Err(IdentityError::Nowhere) => {
+            return check(
+                what,
+                Health::Good,
+                "not in the config: systemd gives it to the unit as a credential",
+            );
+        }
         Err(error) => return check(what, Health::Wrong, error.to_string()),
     };
-    let same_disk = match (file.metadata(), fs::metadata(&store.path)) {
-        (Ok(identity), Ok(store)) => identity.dev() == store.dev(),
-        (Err(_), _) | (_, Err(_)) => false,
+    let mut file = match identity::open(&path) {
+        Ok(file) => file,
+        Err(error) => return check(what, Health::Wrong, error.to_string()),
     };
-    if same_disk && is_plain(&mut file) {
-        let path = path.display();
+    // What systemd gives stands in memory, and was opened for this run.
+    let ours = store.identity.as_ref() == Some(&path);
+    let path = path.display();
+    if ours && is_plain(&mut file) {
         return check(
             what,
             Health::Warning,
             format!(
-                "{path}: on the same disk as the store, which so protects nothing from who takes the disk: umask 077; age -p -o {path}.sealed {path} && mv {path}.sealed {path}"
+                "{path}: not sealed: who takes the disks of this machine has it and the store: umask 077; age -p -o {path}.sealed {path} && mv {path}.sealed {path}"
             ),
         );
     }
-    check(what, Health::Good, path.display().to_string())
+    check(what, Health::Good, path.to_string())
 }
 
 /// True if the keys stand in the file as they are.

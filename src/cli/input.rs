@@ -1,11 +1,13 @@
 //! What the commands read: values, paths, answers, people and times.
 
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use jiff::{Timestamp, Zoned, civil};
+use nix::unistd;
 use zeroize::Zeroizing;
 
 use crate::control::Failure;
@@ -115,18 +117,45 @@ pub fn confirm(question: &str, otherwise: &str) -> Result<(), Failure> {
     }
 }
 
-/// A user's number, by name or number.
+/// A user, who need not have an account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// The number.
+    pub uid: u32,
+    /// The account's first group.
+    pub gid: Option<u32>,
+    /// All groups of the account.
+    pub groups: Vec<u32>,
+}
+
+/// A user, by name or number.
 ///
 /// # Errors
-/// A usage [`Failure`] for an account that is not known.
-pub fn user(text: &str) -> Result<(u32, Option<u32>), Failure> {
-    if let Ok(number) = text.parse() {
-        let known = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(number));
-        return Ok((number, known.ok().flatten().map(|user| user.gid.as_raw())));
-    }
-    match nix::unistd::User::from_name(text) {
-        Ok(Some(user)) => Ok((user.uid.as_raw(), Some(user.gid.as_raw()))),
-        Ok(None) | Err(_) => Err(Failure::usage(
+/// A usage [`Failure`] for a name that is not known.
+pub fn user(text: &str) -> Result<User, Failure> {
+    let number = text.parse::<u32>().ok();
+    let account = match number {
+        Some(number) => unistd::User::from_uid(unistd::Uid::from_raw(number)),
+        None => unistd::User::from_name(text),
+    };
+    match (account.ok().flatten(), number) {
+        (Some(account), _) => {
+            let groups = CString::new(account.name)
+                .ok()
+                .and_then(|name| unistd::getgrouplist(&name, account.gid).ok());
+            let groups = groups.unwrap_or_default().into_iter();
+            Ok(User {
+                uid: account.uid.as_raw(),
+                gid: Some(account.gid.as_raw()),
+                groups: groups.map(unistd::Gid::as_raw).collect(),
+            })
+        }
+        (None, Some(uid)) => Ok(User {
+            uid,
+            gid: None,
+            groups: Vec::new(),
+        }),
+        (None, None) => Err(Failure::usage(
             "--uid: there is no such user: see `getent passwd`, or give the number",
         )),
     }
@@ -140,7 +169,7 @@ pub fn group(text: &str) -> Result<u32, Failure> {
     if let Ok(number) = text.parse() {
         return Ok(number);
     }
-    match nix::unistd::Group::from_name(text) {
+    match unistd::Group::from_name(text) {
         Ok(Some(group)) => Ok(group.gid.as_raw()),
         Ok(None) | Err(_) => Err(Failure::usage(
             "--gid: there is no such group: see `getent group`, or give the number",

@@ -205,19 +205,21 @@ impl Drop for Progress {
     }
 }
 
-/// Writes to stdout. Whoever reads it may have had enough, which is no failure of ours.
+/// Writes to stdout. Whoever reads it may have had enough: then the command ends, without a word.
 fn write(parts: &[&[u8]]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     let written = parts
         .iter()
         .try_for_each(|part| stdout.write_all(part))
         .and_then(|()| stdout.flush());
-    match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(format!(
+    written.map_err(|error| {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Failure::failed("");
+        }
+        Failure::failed(format!(
             "stdout cannot be written: {error}: look where it goes"
-        ))),
-        Ok(()) | Err(_) => Ok(()),
-    }
+        ))
+    })
 }
 
 #[cfg(test)]

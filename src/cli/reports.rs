@@ -80,16 +80,20 @@ pub(crate) fn explain(
     let subject = match (pid, uid) {
         (Some(pid), _) => Some(Subject::Process { pid }),
         (None, Some(user)) => {
-            let (uid, own) = input::user(user)?;
+            let user = input::user(user)?;
             let gid = match gid {
                 Some(group) => input::group(group)?,
-                None => own.ok_or_else(|| {
+                None => user.gid.ok_or_else(|| {
                     Failure::usage(
                         "--uid: this number has no account, so its group is not known: add --gid",
                     )
                 })?,
             };
-            Some(Subject::Ids { uid, gid })
+            Some(Subject::Ids {
+                uid: user.uid,
+                gid,
+                groups: user.groups,
+            })
         }
         (None, None) => None,
     };
@@ -154,7 +158,7 @@ pub(crate) fn audit(session: &mut Session, wanted: Wanted) -> Result<(), Failure
         path: wanted
             .secret
             .map(|text| input::below(&text, &session.config.mount).to_owned()),
-        uid: uid.map(|(uid, _)| uid),
+        uid: uid.map(|user| user.uid),
         since,
         denied: wanted.denied,
     };

@@ -29,8 +29,14 @@ use crate::keeper::LOCK;
 use crate::run::{self, RunError};
 use crate::sys::{Gid, Tid, Uid};
 
-/// How long a command waits for a daemon that starts, or for another command.
+/// How long a command waits for a daemon that starts.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a command waits for others that are at work.
+const QUEUE: Duration = Duration::from_secs(60);
+
+/// The lock that commands queue at, below the runtime folder.
+const QUEUED: &str = "commands.lock";
 
 /// Everything that a command needs.
 #[derive(Debug)]
@@ -51,7 +57,7 @@ enum Peer {
     Stores {
         handler: Handler,
         caller: Caller,
-        _lock: Flock<fs::File>,
+        _locks: [Flock<fs::File>; 2],
     },
 }
 
@@ -155,7 +161,11 @@ impl Session {
     /// # Errors
     /// When the lock's file cannot be opened.
     pub fn try_lock(&self) -> Result<Option<Flock<fs::File>>, Failure> {
-        let path = self.config.runtime.join(LOCK);
+        self.try_take(LOCK)
+    }
+
+    fn try_take(&self, name: &str) -> Result<Option<Flock<fs::File>>, Failure> {
+        let path = self.config.runtime.join(name);
         let fails = |error: io::Error| {
             Failure::failed(format!(
                 "no daemon serves {}, and without one you cannot work on it ({}: {error}): start it with `secretfs mount`, or be its owner",
@@ -181,21 +191,42 @@ impl Session {
     }
 
     fn connect(&mut self) -> Result<Peer, Failure> {
-        let deadline = self.clock.now() + PATIENCE;
+        let started = self.clock.now();
+        // Commands queue among themselves first. So whoever stands at the head of the queue and finds the daemon's lock
+        // held knows that it is a daemon that holds it.
+        let mut head = None;
+        let mut deadline = started + QUEUE;
         loop {
-            if self.daemon()?
-                && let Some(peer) = self.peer.take()
-            {
-                return Ok(peer);
+            match self.daemon() {
+                Ok(true) => {
+                    if let Some(peer) = self.peer.take() {
+                        return Ok(peer);
+                    }
+                }
+                Ok(false) => {}
+                Err(failure) if failure.kind == Kind::Busy => {
+                    if self.clock.now() >= started + PATIENCE {
+                        return Err(failure);
+                    }
+                }
+                Err(failure) => return Err(failure),
             }
-            if let Some(lock) = self.try_lock()? {
-                return self.open(lock);
+            if head.is_none() {
+                head = self.try_take(QUEUED)?;
+                if head.is_some() {
+                    deadline = self.clock.now() + PATIENCE;
+                }
+            }
+            if let Some(queue) = head.take() {
+                match self.try_lock()? {
+                    Some(lock) => return self.open([queue, lock]),
+                    None => head = Some(queue),
+                }
             }
             if self.clock.now() >= deadline {
                 return Err(Failure::failed(format!(
-                    "{}: held for more than {} s, and nobody answers at {}: a daemon or another command is stuck: see `ps`, and end it",
+                    "{}: held all the time, and nobody answers at {}: a daemon or another command is stuck: see `ps`, and end it",
                     self.config.runtime.join(LOCK).display(),
-                    PATIENCE.as_secs(),
                     self.socket().display()
                 )));
             }
@@ -203,14 +234,14 @@ impl Session {
         }
     }
 
-    fn open(&self, lock: Flock<fs::File>) -> Result<Peer, Failure> {
+    fn open(&self, locks: [Flock<fs::File>; 2]) -> Result<Peer, Failure> {
         let _context = self.runtime.enter();
         let handler = run::direct(&self.config, &Prompt::terminal(), &self.clock)
             .map_err(|error| run_failure(&error))?;
         Ok(Peer::Stores {
             handler,
             caller: Caller::new(Uid::effective(), Gid::effective(), Tid(std::process::id())),
-            _lock: lock,
+            _locks: locks,
         })
     }
 

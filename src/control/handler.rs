@@ -30,6 +30,8 @@ use crate::secret::{Name, SecretBytes, SecretPath};
 
 mod copies;
 mod reports;
+#[cfg(test)]
+mod tests;
 mod values;
 
 /// What commands work on.
@@ -250,9 +252,16 @@ impl Job<'_> {
             .binding(path)
             .and_then(|binding| binding.references.first().cloned())
         else {
+            let service = &path.service;
+            let mend = if catalogue.has_service(service) {
+                format!(
+                    "give [services.{service}] a `source`, or bind it below [services.{service}.secrets]"
+                )
+            } else {
+                format!("`secretfs allow {service} --uid USER` makes [services.{service}]")
+            };
             return Err(Failure::usage(format!(
-                "{path}: the config has no place for it: give [services.{}] a `source`",
-                path.service
+                "{path}: the config has no place for it: {mend}"
             )));
         };
         let Some(store) = self.parts.stores.get(&reference.backend) else {
@@ -316,7 +325,7 @@ fn failed(mandate: Mandate, error: &StoreError) -> Failure {
         Kind::Absent => Outcome::Absent,
         Kind::Denied => Outcome::Refused,
         Kind::Unavailable => Outcome::Unreachable,
-        Kind::Failed | Kind::Usage => Outcome::Error,
+        Kind::Failed | Kind::Busy | Kind::Usage => Outcome::Error,
     };
     match mandate.settle(outcome, None) {
         Ok(()) => failure,
@@ -327,10 +336,21 @@ fn failed(mandate: Mandate, error: &StoreError) -> Failure {
 fn store_failure(error: &StoreError) -> Failure {
     let kind = match error {
         StoreError::Absent(_) => Kind::Absent,
-        StoreError::Missing(_) | StoreError::Damaged { .. } | StoreError::Io { .. } => {
-            Kind::Unavailable
-        }
-        _ => Kind::Failed,
+        StoreError::Missing(_)
+        | StoreError::Damaged { .. }
+        | StoreError::Io { .. }
+        | StoreError::Identity(_)
+        | StoreError::WrongIdentity(_)
+        | StoreError::Format { .. }
+        | StoreError::Locked(_) => Kind::Unavailable,
+        StoreError::TooLarge(_)
+        | StoreError::Description(_)
+        | StoreError::Exists(_)
+        | StoreError::NotEmpty(_)
+        | StoreError::Archive(_)
+        | StoreError::NeedsPassphrase
+        | StoreError::Export(_)
+        | StoreError::Random => Kind::Failed,
     };
     Failure::new(kind, error.to_string())
 }

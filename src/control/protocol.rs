@@ -127,7 +127,7 @@ pub enum Request {
 }
 
 /// Whom `explain` is asked about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Subject {
     /// A running process.
@@ -135,12 +135,14 @@ pub enum Subject {
         /// Its number as the daemon sees it.
         pid: u32,
     },
-    /// Anyone with these numbers, without further groups, unit or container.
+    /// Anyone with these numbers, in no unit and no container.
     Ids {
         /// The user.
         uid: u32,
         /// The group.
         gid: u32,
+        /// The supplementary groups.
+        groups: Vec<u32>,
     },
 }
 
@@ -215,6 +217,8 @@ pub struct Failure {
 pub enum Kind {
     /// Something did not work.
     Failed,
+    /// It may work in a moment.
+    Busy,
     /// The question is wrong, or the config.
     Usage,
     /// There is no such secret.
@@ -230,7 +234,7 @@ impl Kind {
     #[must_use]
     pub fn exit_code(self) -> u8 {
         match self {
-            Self::Failed => 1,
+            Self::Failed | Self::Busy => 1,
             Self::Usage => 2,
             Self::Absent => 3,
             Self::Denied => 4,
@@ -284,6 +288,12 @@ impl Request {
             | Self::Doctor {}
             | Self::Audit(_) => 0,
         }
+    }
+
+    /// True if it goes on until the peer or the daemon ends.
+    #[must_use]
+    pub fn is_endless(&self) -> bool {
+        matches!(self, Self::Audit(AuditQuery { follow: true, .. }))
     }
 
     /// True if chunks follow.
@@ -357,7 +367,11 @@ mod tests {
             Request::Status {},
             Request::Explain {
                 path,
-                subject: Some(Subject::Ids { uid: 1, gid: 2 }),
+                subject: Some(Subject::Ids {
+                    uid: 1,
+                    gid: 2,
+                    groups: vec![3],
+                }),
             },
             Request::Reload {},
             Request::Unmount {},

@@ -12,13 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{interval, sleep, timeout};
 
 use crate::caller::{Caller, Lookup};
 use crate::control::protocol::{
-    self, Failure, Header, Hello, MAX_CHUNK, MAX_REQUEST, Part, Reply, parse, parse_header,
+    self, Failure, Header, Hello, Kind, MAX_CHUNK, MAX_REQUEST, Part, Reply, parse, parse_header,
 };
 use crate::control::wire::{Wire, WireError};
 use crate::control::{Answer, Body, Commands, Event, Exchange, Interrupted, peer};
@@ -44,8 +44,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 128,
-            per_uid: 32,
+            connections: 256,
+            per_uid: 64,
             idle: Duration::from_secs(30),
             transfer: Duration::from_secs(10),
             heartbeat: Duration::from_secs(2),
@@ -69,6 +69,7 @@ pub async fn serve(
     let listener = UnixListener::from_std(listener)?;
     let seats = Arc::new(Seats::new(limits));
     let mut connections = JoinSet::new();
+    let (end, ending) = watch::channel(());
     tokio::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
@@ -80,8 +81,10 @@ pub async fn serve(
             Ok((stream, _)) => {
                 let seats = Arc::clone(&seats);
                 let (commands, lookup) = (Arc::clone(&commands), Arc::clone(&lookup));
+                let ending = ending.clone();
                 connections.spawn(async move {
-                    if let Err(error) = welcome(stream, &seats, commands, &*lookup, limits).await {
+                    let served = welcome(stream, &seats, commands, &*lookup, limits, ending).await;
+                    if let Err(error) = served {
                         tracing::debug!(%error, "a control connection ended early");
                     }
                 });
@@ -93,7 +96,7 @@ pub async fn serve(
             }
         }
     }
-    drop(listener);
+    drop((listener, end));
     let drained = async { while connections.join_next().await.is_some() {} };
     if timeout(limits.drain, drained).await.is_err() {
         tracing::warn!("commands were still running when the daemon ended");
@@ -107,11 +110,15 @@ async fn welcome(
     commands: Arc<dyn Commands>,
     lookup: &dyn Lookup,
     limits: Limits,
+    ending: watch::Receiver<()>,
 ) -> Result<(), WireError> {
     let caller = peer::identify(stream.as_fd(), lookup)?;
     let mut wire = Wire::new(stream, MAX_REQUEST);
     let Some(seat) = seats.take(caller.uid) else {
-        let busy = Failure::failed("too many control connections are open: try again in a moment");
+        let busy = Failure::new(
+            Kind::Busy,
+            "too many control connections are open: try again in a moment",
+        );
         return wire.send(&Reply::Error(busy), &[], limits.transfer).await;
     };
     let mut connection = Connection {
@@ -120,6 +127,7 @@ async fn welcome(
         commands,
         limits,
         seat: Arc::new(seat),
+        ending,
     };
     connection.run().await
 }
@@ -131,6 +139,8 @@ struct Connection {
     commands: Arc<dyn Commands>,
     limits: Limits,
     seat: Arc<Seat>,
+    /// Closed when the daemon ends.
+    ending: watch::Receiver<()>,
 }
 
 impl Connection {
@@ -149,7 +159,12 @@ impl Connection {
         };
         self.wire.send(&hello, &[], self.limits.transfer).await?;
         loop {
-            match self.wire.ready(self.limits.idle).await {
+            let ready = tokio::select! {
+                ready = self.wire.ready(self.limits.idle) => ready,
+                // Nobody waits for this one.
+                _ = self.ending.changed() => return Ok(()),
+            };
+            match ready {
                 Err(WireError::Closed | WireError::Slow(_)) => return Ok(()),
                 other => other?,
             }
@@ -168,6 +183,7 @@ impl Connection {
 
     async fn request(&mut self, header: Header) -> Result<Next, WireError> {
         let streams_in = header.request.streams_in();
+        let endless = header.request.is_endless();
         let (parts, stream) = mpsc::channel(4);
         let body = if streams_in {
             Body::Stream(stream)
@@ -188,12 +204,10 @@ impl Connection {
                 result
             }
         }));
-        let mut next = Next::Request;
         if streams_in && let Some(result) = self.feed(parts, &mut running).await? {
             // The rest of the stream is still under way: this connection is of no further use.
-            next = Next::HangUp;
             self.finish(result, &mut happening).await?;
-            return Ok(next);
+            return Ok(Next::HangUp);
         }
         let mut heartbeat = interval(self.limits.heartbeat);
         heartbeat.reset();
@@ -206,10 +220,15 @@ impl Connection {
                     heartbeat.reset();
                 }
                 _ = heartbeat.tick() => self.send(&last, &[]).await?,
+                _ = self.ending.changed(), if endless => {
+                    let ended = Failure::failed("the daemon has ended");
+                    self.send(&Reply::Error(ended), &[]).await?;
+                    return Ok(Next::HangUp);
+                }
             }
         };
         self.finish(result, &mut happening).await?;
-        Ok(next)
+        Ok(Next::Request)
     }
 
     /// Hands the parts of a stream on as they come. `Some` when the command ended before the stream did.

@@ -289,14 +289,10 @@ impl Inodes {
         self.table_mut().supersede(path)
     }
 
-    /// The same for each secret of which a value was shown; gives their names.
+    /// The same for every secret; gives those that had one.
     pub(super) fn supersede_all(&self) -> Vec<SecretPath> {
         let mut table = self.table_mut();
-        let shown = |ino| match table.nodes.get(ino) {
-            Some(Node::Secret(node)) => node.shown().map(|_| node.path.clone()),
-            Some(Node::Root | Node::Service(_)) | None => None,
-        };
-        let paths: Vec<SecretPath> = table.secrets.values().filter_map(shown).collect();
+        let paths: Vec<SecretPath> = table.secrets.keys().cloned().collect();
         for path in &paths {
             table.supersede(path);
         }

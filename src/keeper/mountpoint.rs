@@ -89,7 +89,7 @@ impl Mountpoint {
     #[must_use]
     pub fn new(path: &Path, source: &Path) -> Self {
         Self {
-            path: path.to_owned(),
+            path: resolved(path),
             source: source.to_owned(),
         }
     }
@@ -202,6 +202,11 @@ impl Mountpoint {
     /// # Errors
     /// What reading mountinfo fails with.
     pub fn listed(&self) -> io::Result<Vec<Listed>> {
+        Ok(self.all()?.into_iter().flatten().collect())
+    }
+
+    /// Every mount at this place, the topmost last: `None` is one of another file system.
+    fn all(&self) -> io::Result<Vec<Option<Listed>>> {
         let mountinfo = fs::read("/proc/self/mountinfo")?;
         Ok(parse_mountinfo(&mountinfo, &self.path))
     }
@@ -234,11 +239,26 @@ impl Mountpoint {
         Ok(!listed.is_empty())
     }
 
-    /// Takes the mount out of the tree at once, whoever still has files open in it.
+    /// Takes our mount out of the tree at once, whoever still has files open in it. What somebody else has mounted at
+    /// the same place is not ours to take: if ours is gone already there is nothing to do.
     ///
     /// # Errors
-    /// What the kernel or fusermount3 says.
+    /// What the kernel or fusermount3 says, or that another mount lies on top of ours.
     pub fn detach(&self) -> io::Result<()> {
+        let ours = |mount: &Option<Listed>| {
+            mount
+                .as_ref()
+                .is_some_and(|mount| mount.source == self.source)
+        };
+        let all = self.all()?;
+        if !all.iter().any(ours) {
+            return Ok(());
+        }
+        if !all.last().is_some_and(ours) {
+            return Err(io::Error::other(
+                "another mount lies on top of it: unmount that one, then run `secretfs unmount`",
+            ));
+        }
         if Uid::effective() == Uid::ROOT {
             return Ok(nix::mount::umount2(
                 &self.path,
@@ -294,22 +314,38 @@ fn escaped(text: &OsStr) -> OsString {
     OsString::from_vec(bytes.collect())
 }
 
-fn parse_mountinfo(mountinfo: &[u8], mountpoint: &Path) -> Vec<Listed> {
-    let mount = |line: &[u8]| {
+/// The path as mountinfo shows it, without links. Nothing asks a file system that may be mounted there and dead.
+fn resolved(path: &Path) -> PathBuf {
+    if fs::read_link(path).is_ok() {
+        return path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    }
+    match (path.parent().map(Path::canonicalize), path.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => path.to_owned(),
+    }
+}
+
+/// Each mount at this place; `None` is one of another file system.
+fn parse_mountinfo(mountinfo: &[u8], mountpoint: &Path) -> Vec<Option<Listed>> {
+    let mount = |line: &[u8]| -> Option<Option<Listed>> {
         // 36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw
         let mut fields = line.split(|byte| *byte == b' ');
         let device = fields.nth(2)?;
         let path = fields.nth(1)?;
         let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
-        if fields.next()? != TYPE.as_bytes() || unescaped(path) != mountpoint {
+        let kind = fields.next()?;
+        if unescaped(path) != mountpoint {
             return None;
+        }
+        if kind != TYPE.as_bytes() {
+            return Some(None);
         }
         let source = unescaped(fields.next()?);
         let minor = std::str::from_utf8(device).ok()?.split_once(':')?.1;
-        Some(Listed {
+        Some(Some(Listed {
             source,
             connection: minor.parse().ok()?,
-        })
+        }))
     };
     mountinfo
         .split(|byte| *byte == b'\n')
@@ -352,19 +388,36 @@ mod tests {
         let at = |path: &str| parse_mountinfo(mountinfo, Path::new(path));
         assert_eq!(
             at("/secrets"),
-            [Listed {
-                source: "/etc/secretfs/config.toml".into(),
-                connection: 44
-            }]
+            [
+                Some(Listed {
+                    source: "/etc/secretfs/config.toml".into(),
+                    connection: 44
+                }),
+                None
+            ]
         );
         assert_eq!(
             at("/my secrets"),
-            [Listed {
+            [Some(Listed {
                 source: "/home/a\\b/c.toml".into(),
                 connection: 46
-            }]
+            })]
         );
-        assert_eq!(at("/"), []);
+        assert_eq!(at("/"), [None]);
+        assert_eq!(at("/elsewhere"), []);
+    }
+
+    #[test]
+    fn a_mountpoint_is_known_by_the_name_that_mountinfo_gives_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap();
+        fs::create_dir_all(real.join("a/secrets")).unwrap();
+        std::os::unix::fs::symlink("a", real.join("link")).unwrap();
+        std::os::unix::fs::symlink("a/secrets", real.join("direct")).unwrap();
+        for name in ["a/secrets", "link/secrets", "direct"] {
+            assert_eq!(resolved(&real.join(name)), real.join("a/secrets"), "{name}");
+        }
+        assert_eq!(resolved(&real.join("a/new")), real.join("a/new"));
     }
 
     #[test]

@@ -216,9 +216,15 @@ impl Daemon {
         fs::read_to_string(self.at("daemon.log")).unwrap_or_default()
     }
 
+    /// The keeper; where it is started through another program, that program's child.
+    #[track_caller]
     pub(crate) fn keeper(&self) -> Pid {
-        let child = self.keeper.as_ref().unwrap();
-        Pid::from_raw(i32::try_from(child.id()).unwrap())
+        let child = self.keeper.as_ref().expect("the daemon runs");
+        let child = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        if self.wrapped.is_empty() {
+            return child;
+        }
+        children(child).first().copied().unwrap_or(child)
     }
 
     /// The server, which is the keeper's only child.
@@ -382,9 +388,10 @@ path = "{root}/log/audit.jsonl"
 impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.watchdog.send(());
+        if self.keeper.is_some() {
+            let _ = kill(self.keeper(), Signal::SIGTERM);
+        }
         if let Some(mut keeper) = self.keeper.take() {
-            let pid = Pid::from_raw(i32::try_from(keeper.id()).unwrap_or(i32::MAX));
-            let _ = kill(pid, Signal::SIGTERM);
             if wait(&mut keeper, Duration::from_secs(8)).is_none() {
                 eprintln!("the daemon of {} does not end", self.root.display());
                 let _ = keeper.kill();

@@ -18,6 +18,7 @@ use secretfs::secret::{Name, SecretBytes};
 use tokio::sync::oneshot;
 
 /// How it answers.
+#[allow(dead_code, reason = "each test uses its part")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Weather {
     /// As it should.
@@ -45,6 +46,8 @@ pub struct Faulty {
 #[derive(Debug, Default)]
 struct State {
     values: BTreeMap<String, Value>,
+    /// The last version of each place, also of what was removed: no version is given twice.
+    last: BTreeMap<String, u64>,
     weather: Weather,
     reads: usize,
     lists: usize,
@@ -80,21 +83,24 @@ impl Faulty {
     /// A new version.
     pub fn put(&self, path: &str, value: impl AsRef<[u8]>) {
         let mut state = self.state();
-        let last = state.values.get(path).map_or(0, |value| value.version);
+        let last = state.last.entry(path.to_owned()).or_default();
+        *last += 1;
         let value = Value {
             bytes: value.as_ref().to_vec(),
-            version: last + 1,
+            version: *last,
             description: None,
         };
         state.values.insert(path.to_owned(), value);
     }
 
     /// A version of this number, as after a rollback or a restore.
-    pub fn put_version(&self, path: &str, value: &str, version: u64) {
-        self.put(path, value);
-        if let Some(value) = self.state().values.get_mut(path) {
-            value.version = version;
-        }
+    pub fn put_version(&self, path: &str, value: impl AsRef<[u8]>, version: u64) {
+        let value = Value {
+            bytes: value.as_ref().to_vec(),
+            version,
+            description: None,
+        };
+        self.state().values.insert(path.to_owned(), value);
     }
 
     pub fn describe(&self, path: &str, text: &str) {

@@ -141,13 +141,18 @@ impl Probe {
     /// Makes a call that is waited for.
     #[track_caller]
     pub(crate) fn ask(&mut self, op: &str, args: Value) -> Got<Value> {
-        self.begin(op, args.clone());
+        self.begin(op, args);
+        self.answer(op)
+    }
+
+    /// Waits for the answer to a call that was begun.
+    #[track_caller]
+    pub(crate) fn answer(&mut self, op: &str) -> Got<Value> {
         let mut line = String::new();
-        let read = self.wire.read_line(&mut line);
-        let answer: Value = match read {
+        let answer: Value = match self.wire.read_line(&mut line) {
             Ok(_) => serde_json::from_str(&line)
-                .unwrap_or_else(|_| panic!("{op} {args}: the probe ended; see its traceback")),
-            Err(_) => panic!("{op} {args}: no answer within {DEADLINE:?}"),
+                .unwrap_or_else(|_| panic!("{op}: the probe ended; see its traceback")),
+            Err(_) => panic!("{op}: no answer within {DEADLINE:?}"),
         };
         match answer.get("errno") {
             Some(errno) => Err(Errno::from_raw(

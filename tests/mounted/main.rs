@@ -15,4 +15,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod descriptors;
+mod keeper;
 mod matrix;
+mod namespaces;
+mod units;
+mod values;

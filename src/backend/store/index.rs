@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
@@ -21,6 +22,9 @@ use crate::secret::{MAX_VALUE, Name, SecretBytes, SecretPath};
 
 /// The format that this program reads and writes.
 pub(super) const FORMAT: u64 = 1;
+
+/// No version has a larger number, which leaves room for more versions than there will ever be.
+const MAX_NUMBER: u64 = 1 << 63;
 
 /// How many versions of a secret are kept.
 pub(super) const KEPT_VERSIONS: usize = 10;
@@ -118,6 +122,9 @@ impl Index {
                     return Err("two versions have one file");
                 }
             }
+            if secret.next > MAX_NUMBER {
+                return Err("the number of a version is too large");
+            }
             if secret.next <= last {
                 return Err("the number of a secret's next version is in use");
             }
@@ -125,9 +132,14 @@ impl Index {
         Ok(())
     }
 
-    /// The document. It is written piece by piece, so that the writer decides how often the audit key is copied.
-    pub(super) fn write(&self, output: &mut dyn std::io::Write) -> std::io::Result<()> {
-        serde_json::to_writer(output, self).map_err(std::io::Error::from)
+    /// Writes the document.
+    pub(super) fn write(&self, output: &mut dyn io::Write) -> io::Result<()> {
+        let mut gathered = Gathered {
+            bytes: Zeroizing::new(Vec::with_capacity(GATHERED)),
+            output,
+        };
+        serde_json::to_writer(&mut gathered, self)?;
+        io::Write::flush(&mut gathered)
     }
 
     pub(super) fn audit_key(&self) -> SecretBytes {
@@ -235,6 +247,35 @@ impl Record {
 
     fn is(&self, version: &Version) -> bool {
         self.version.to_string() == version.as_str()
+    }
+}
+
+/// How many bytes are handed on at once: JSON comes in pieces of a few, and each has its price.
+const GATHERED: usize = 1 << 14;
+
+/// A buffered writer that is wiped, since the document holds a key and every name.
+struct Gathered<'a> {
+    bytes: Zeroizing<Vec<u8>>,
+    output: &'a mut dyn io::Write,
+}
+
+impl io::Write for Gathered<'_> {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        if self.bytes.len().saturating_add(piece.len()) > GATHERED {
+            self.flush()?;
+        }
+        if piece.len() > GATHERED {
+            self.output.write_all(piece)?;
+        } else {
+            self.bytes.extend_from_slice(piece);
+        }
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.write_all(&self.bytes)?;
+        self.bytes.clear();
+        Ok(())
     }
 }
 

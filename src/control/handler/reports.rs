@@ -75,14 +75,15 @@ impl Job<'_> {
     ) -> Result<Answer, Failure> {
         let access = self.parts.tree.access();
         let manages = access.may_manage(self.caller.clone(), Some(&path.service));
-        if subject.is_some() && !manages {
+        let other = subject.is_some();
+        if other && !manages {
             // Asked once more for the sake of the audit log.
             drop(self.mandate(Some(&path.service), "explain", Some(path))?);
         }
         let caller = match subject {
             None => self.caller.clone(),
-            Some(Subject::Ids { uid, gid }) => Caller {
-                groups: Some(Vec::new()),
+            Some(Subject::Ids { uid, gid, groups }) => Caller {
+                groups: Some(groups.into_iter().map(Gid).collect()),
                 cgroup: Some(crate::caller::Cgroup::default()),
                 ..Caller::new(Uid(uid), Gid(gid), Tid(std::process::id()))
             },
@@ -95,7 +96,7 @@ impl Job<'_> {
             Err(denied) => denied.to_string(),
         };
         let binding = self.parts.tree.catalogue().binding(path);
-        let shown = binding.filter(|_| manages || (allowed && subject.is_none()));
+        let shown = binding.filter(|_| manages || (allowed && !other));
         let cached = shown
             .as_ref()
             .and_then(|binding| self.parts.cache.fresh(path, binding));

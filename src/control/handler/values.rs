@@ -97,7 +97,7 @@ impl Job<'_> {
             .parts
             .tree
             .access()
-            .open(self.caller.clone(), path, "get")
+            .command(self.caller.clone(), path, "get")
             .map_err(|denied| {
                 let rule = format!("an `allow` rule of [services.{}]", path.service);
                 self.denied(&denied, &rule)

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::caller::{CallerError, Cgroup};
 use crate::control::client::{Client, Upload};
-use crate::control::protocol::{Kind, Request};
+use crate::control::protocol::Request;
 use crate::secret::{MAX_VALUE, SecretBytes};
 use crate::sys::{Gid, Tid};
 
@@ -309,4 +309,24 @@ async fn a_long_command_gives_signs_of_life() {
         .await
         .unwrap();
     assert!(signs > 0);
+}
+
+#[tokio::test]
+async fn an_idle_peer_does_not_hold_up_the_end() {
+    let hour = Duration::from_secs(3600);
+    let limits = Limits {
+        idle: hour,
+        drain: hour,
+        ..Limits::default()
+    };
+    let daemon = daemon(limits);
+    let mut client = client(&daemon.socket).await;
+    assert_eq!(echoed(&mut client, b"x".to_vec()).await, b"x");
+    daemon.stop.send(()).unwrap();
+    // Would take an hour.
+    timeout(Duration::from_secs(60), daemon.serving)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
 }

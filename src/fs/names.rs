@@ -1,0 +1,150 @@
+//! Names: look-ups and listings. They never fetch a value, and ask no backend for who may read nothing.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use crate::cache::Answer;
+use crate::caller::Caller;
+use crate::fs::{Attr, DirEntry, FsError, Kind, Reply, Tree};
+use crate::secret::{Name, SecretPath};
+
+impl Tree {
+    pub(super) fn look_up_service(
+        self: &Arc<Self>,
+        caller: Caller,
+        name: &OsStr,
+    ) -> Answer<Reply<Attr>> {
+        let name = match parse(name) {
+            Ok(name) => name,
+            Err(error) => return Answer::Ready(Err(error)),
+        };
+        let catalogue = self.catalogue.load();
+        if catalogue.has_service(&name) {
+            return Answer::Ready(Ok(self.directory(self.inodes.service(&name))));
+        }
+        let Some(backend) = catalogue.defaults() else {
+            return Answer::Ready(Err(FsError::Absent));
+        };
+        if !self.access.may_list_defaults(caller) {
+            return Answer::Ready(Err(FsError::Denied));
+        }
+        let tree = Arc::clone(self);
+        self.cache.folders(backend).map(move |folders| {
+            let folders = folders.map_err(|error| FsError::from(&error))?;
+            folders.binary_search(&name).map_err(|_| FsError::Absent)?;
+            Ok(tree.directory(tree.inodes.service(&name)))
+        })
+    }
+
+    pub(super) fn look_up_secret(
+        self: &Arc<Self>,
+        caller: Caller,
+        service: Name,
+        name: &OsStr,
+    ) -> Answer<Reply<Attr>> {
+        if !self.access.may_look_up(caller, &service) {
+            return Answer::Ready(Err(FsError::Denied));
+        }
+        let name = match parse(name) {
+            Ok(name) => name,
+            Err(error) => return Answer::Ready(Err(error)),
+        };
+        let catalogue = self.catalogue.load();
+        let path = SecretPath { service, name };
+        if catalogue.is_bound(&path) {
+            return Answer::Ready(Ok(self.file(&self.inodes.secret(&path))));
+        }
+        let Some(folder) = catalogue.folder(&path.service) else {
+            return Answer::Ready(Err(FsError::Absent));
+        };
+        let tree = Arc::clone(self);
+        self.cache
+            .names(&folder.backend, &folder.folder)
+            .map(move |names| {
+                let names = names.map_err(|error| FsError::from(&error))?;
+                names
+                    .binary_search(&path.name)
+                    .map_err(|_| FsError::Absent)?;
+                Ok(tree.file(&tree.inodes.secret(&path)))
+            })
+    }
+
+    pub(super) fn list_services(self: &Arc<Self>, caller: Caller) -> Answer<Reply<Vec<DirEntry>>> {
+        let catalogue = self.catalogue.load();
+        let mut services: Vec<Name> = catalogue.services().cloned().collect();
+        let tree = Arc::clone(self);
+        let entries = move |services: Vec<Name>| -> Vec<DirEntry> {
+            let entry = |name: Name| DirEntry {
+                ino: tree.inodes.service(&name),
+                kind: Kind::Directory,
+                name,
+            };
+            services.into_iter().map(entry).collect()
+        };
+        match catalogue.defaults() {
+            Some(backend) if self.access.may_list_defaults(caller) => {
+                self.cache.folders(backend).map(move |folders| {
+                    services.extend(
+                        folders
+                            .map_err(|error| FsError::from(&error))?
+                            .iter()
+                            .cloned(),
+                    );
+                    services.sort_unstable();
+                    services.dedup();
+                    Ok(entries(services))
+                })
+            }
+            Some(_) | None => Answer::Ready(Ok(entries(services))),
+        }
+    }
+
+    pub(super) fn list_secrets(
+        self: &Arc<Self>,
+        caller: Caller,
+        service: Name,
+    ) -> Answer<Reply<Vec<DirEntry>>> {
+        if !self.access.may_list(caller, &service) {
+            return Answer::Ready(Ok(Vec::new()));
+        }
+        let catalogue = self.catalogue.load();
+        let mut names = catalogue.bound_names(&service);
+        let folder = catalogue.folder(&service);
+        let tree = Arc::clone(self);
+        let entries = move |service: &Name, mut names: Vec<Name>| -> Vec<DirEntry> {
+            names.sort_unstable();
+            names.dedup();
+            let inos = tree.inodes.secrets(service, &names);
+            let entry = |(ino, name)| DirEntry {
+                ino,
+                kind: Kind::File,
+                name,
+            };
+            inos.into_iter().zip(names).map(entry).collect()
+        };
+        let Some(folder) = folder else {
+            return Answer::Ready(Ok(entries(&service, names)));
+        };
+        self.cache
+            .names(&folder.backend, &folder.folder)
+            .map(move |listed| {
+                names.extend(
+                    listed
+                        .map_err(|error| FsError::from(&error))?
+                        .iter()
+                        .cloned(),
+                );
+                Ok(entries(&service, names))
+            })
+    }
+}
+
+/// A path component as a name. What cannot be a name does not exist.
+fn parse(name: &OsStr) -> Reply<Name> {
+    if name.len() > Name::MAX {
+        return Err(FsError::NameTooLong);
+    }
+    name.to_str()
+        .and_then(|name| name.parse().ok())
+        .ok_or(FsError::Absent)
+}

@@ -1,0 +1,174 @@
+//! The tables, in Markdown, or the same as JSON.
+
+use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
+use serde::Serialize;
+
+use crate::load::Sample;
+use crate::micro::Micro;
+
+/// Everything that was measured.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) machine: String,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) puts: PutRow,
+    pub(crate) micro: Vec<Micro>,
+    pub(crate) memory: Memory,
+}
+
+/// One kind of work, by each contender.
+#[derive(Debug, Serialize)]
+pub(crate) struct Row {
+    pub(crate) work: String,
+    pub(crate) clients: String,
+    /// By contender, in the order of the table, each with its rounds.
+    pub(crate) rounds: [Vec<Sample>; 3],
+}
+
+/// `put` with many secrets in the store.
+#[derive(Debug, Serialize)]
+pub(crate) struct PutRow {
+    pub(crate) secrets: usize,
+    pub(crate) put: Sample,
+    pub(crate) disk: Sample,
+}
+
+/// The server's resident memory, in KiB.
+#[derive(Debug, Serialize)]
+pub(crate) struct Memory {
+    /// With a store opened and nothing read.
+    pub(crate) idle: u64,
+    /// With so many values cached.
+    pub(crate) cached: u64,
+    pub(crate) values: usize,
+    /// Values that the listing of all of them fetched.
+    pub(crate) fetched_by_listing: usize,
+}
+
+impl Report {
+    pub(crate) fn print(&self) {
+        println!("{}\n", self.machine);
+        println!("{}\n", self.reads());
+        println!("{}\n", self.puts());
+        println!("{}\n", self.parts());
+        let Memory {
+            idle,
+            cached,
+            values,
+            fetched_by_listing,
+        } = self.memory;
+        println!(
+            "Resident memory of the server: {:.1} MiB with nothing read, {:.1} MiB with {values} values of 1 KiB cached.",
+            idle as f64 / 1024.0,
+            cached as f64 / 1024.0
+        );
+        println!("Values fetched by a cold `ls -l` of all secrets: {fetched_by_listing}.");
+    }
+
+    fn reads(&self) -> Table {
+        let mut table = table([
+            "what",
+            "clients",
+            "tmpfs p50 µs",
+            "bare p50 µs",
+            "bare p99",
+            "secretfs p50 µs",
+            "secretfs p99",
+            "ops/s",
+            "× bare",
+            "least–most",
+            "× tmpfs",
+        ]);
+        for row in &self.rows {
+            let [tmpfs, bare, ours] = &row.rounds;
+            let by_bare = ratios(ours, bare);
+            table.add_row([
+                row.work.clone(),
+                row.clients.clone(),
+                number(median(tmpfs, |sample| sample.p50)),
+                number(median(bare, |sample| sample.p50)),
+                number(median(bare, |sample| sample.p99)),
+                number(median(ours, |sample| sample.p50)),
+                number(median(ours, |sample| sample.p99)),
+                format!("{:.0}", median(ours, |sample| sample.rate)),
+                format!("{:.2}", middle(&by_bare)),
+                format!("{:.2}–{:.2}", by_bare[0], by_bare[by_bare.len() - 1]),
+                format!("{:.1}", middle(&ratios(ours, tmpfs))),
+            ]);
+        }
+        align(&mut table, 2);
+        table
+    }
+
+    fn puts(&self) -> Table {
+        let PutRow { secrets, put, disk } = &self.puts;
+        let mut table = table(["what", "p50 ms", "p99 ms", "ops/s"]);
+        let names = [
+            (format!("put, {secrets} secrets in the store"), put),
+            ("the same bytes on the same disk, plain".to_owned(), disk),
+        ];
+        for (name, sample) in names {
+            let ms = |micros: f64| format!("{:.1}", micros / 1000.0);
+            table.add_row([
+                name,
+                ms(sample.p50),
+                ms(sample.p99),
+                format!("{:.0}", sample.rate),
+            ]);
+        }
+        align(&mut table, 1);
+        table
+    }
+
+    fn parts(&self) -> Table {
+        let mut table = table(["part", "µs", "least–most"]);
+        for micro in &self.micro {
+            table.add_row([
+                micro.name.to_owned(),
+                format!("{:.2}", micro.median),
+                format!("{:.2}–{:.2}", micro.least, micro.most),
+            ]);
+        }
+        align(&mut table, 1);
+        table
+    }
+}
+
+/// Round by round, smallest first: what disturbed a round has mostly disturbed both.
+fn ratios(ours: &[Sample], theirs: &[Sample]) -> Vec<f64> {
+    let rounds = ours.iter().zip(theirs);
+    let mut ratios: Vec<f64> = rounds.map(|(ours, theirs)| ours.p50 / theirs.p50).collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios
+}
+
+fn median(rounds: &[Sample], of: impl Fn(&Sample) -> f64) -> f64 {
+    let mut values: Vec<f64> = rounds.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    middle(&values)
+}
+
+fn middle(sorted: &[f64]) -> f64 {
+    sorted[sorted.len() / 2]
+}
+
+/// Three digits that mean something.
+fn number(micros: f64) -> String {
+    if micros >= 100.0 {
+        format!("{micros:.0}")
+    } else {
+        format!("{micros:.1}")
+    }
+}
+
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN).set_header(header);
+    table
+}
+
+fn align(table: &mut Table, from: usize) {
+    for column in table.column_iter_mut().skip(from) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+}

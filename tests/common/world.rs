@@ -1,0 +1,234 @@
+//! A tree without a mount: real policy, cache and audit log over backends, callers and a kernel out of a table.
+
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "it is part of tests"
+)]
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use secretfs::access::{Access, Authority};
+use secretfs::audit::Audit;
+use secretfs::backend::{Backend, Reference};
+use secretfs::cache::{Cache, Times};
+use secretfs::caller::Caller;
+use secretfs::clock::Clock;
+use secretfs::config::accounts::Listed;
+use secretfs::config::{Config, OnFailure};
+use secretfs::fs::{Catalogue, FsError, Ino, Kernel, Opened, Reply, Tree};
+use secretfs::secret::Name;
+use tokio::sync::oneshot;
+
+use crate::callers::{Table, caller};
+use crate::faulty::Faulty;
+use crate::log::Log;
+
+#[allow(dead_code, reason = "each test uses its part")]
+pub struct World {
+    /// Asked again after each TTL.
+    pub a: Arc<Faulty>,
+    /// Announces its changes.
+    pub b: Arc<Faulty>,
+    pub clock: Clock,
+    pub table: Arc<Table>,
+    pub log: Log,
+    pub kernel: Arc<Names>,
+    pub access: Arc<Access>,
+    pub cache: Arc<Cache>,
+    pub tree: Arc<Tree>,
+}
+
+/// A kernel that only notes which names it has to look up again.
+#[derive(Debug, Default)]
+pub struct Names(Mutex<Vec<(Ino, String)>>);
+
+impl Names {
+    #[allow(dead_code, reason = "each test uses its part")]
+    pub fn take(&self) -> Vec<String> {
+        let mut forgotten = self.0.lock().unwrap();
+        forgotten.drain(..).map(|(_, name)| name).collect()
+    }
+}
+
+impl Kernel for Names {
+    fn forget_name(&self, parent: Ino, name: &Name, done: oneshot::Sender<()>) {
+        self.0.lock().unwrap().push((parent, name.to_string()));
+        let _ = done.send(());
+    }
+}
+
+/// The two backends, for the top of a config.
+pub const BACKENDS: &str = r#"
+[backends.a]
+type = "store"
+path = "/nowhere/a.age"
+identity = { file = "/nowhere/identity.txt" }
+[backends.b]
+type = "store"
+path = "/nowhere/b.age"
+identity = { file = "/nowhere/identity.txt" }
+"#;
+
+pub fn config(services: &str) -> Config {
+    let text = format!("{BACKENDS}{services}");
+    let config = Config::parse_with(&text, Path::new("config.toml"), &Listed::default());
+    config.expect("a config without mistakes")
+}
+
+#[allow(dead_code, reason = "each test uses its part")]
+impl World {
+    /// The values that `a` and `b` hold at first, and the config below the backends' sections.
+    pub fn new(a: &[(&str, &str)], b: &[(&str, &str)], services: &str) -> Self {
+        let config = config(services);
+        let a = Arc::new(Faulty::new(a));
+        let b = Arc::new(Faulty::announcing(b));
+        let backends: [(Name, Arc<dyn Backend>); 2] = [
+            ("a".parse().unwrap(), Arc::<Faulty>::clone(&a)),
+            ("b".parse().unwrap(), Arc::<Faulty>::clone(&b)),
+        ];
+        let clock = Clock::manual();
+        let log = Log::new(&clock, OnFailure::Deny);
+        let table = Arc::new(Table {
+            groups: (0..10).map(|tid| (tid, vec![tid + 100])).collect(),
+            ..Table::default()
+        });
+        let audit: Audit = log.audit.clone();
+        let (policy, _) = config.policy(&Listed::default());
+        let lookup = Arc::<Table>::clone(&table);
+        let access = Access::new(
+            Authority::Policy,
+            policy,
+            lookup,
+            audit,
+            false,
+            clock.clone(),
+        );
+        let access = Arc::new(access);
+        let times = Times {
+            ttl: config.cache.ttl,
+            timeout: config.cache.timeout,
+        };
+        let cache = Cache::new(HashMap::from(backends), times, 1, clock.clone());
+        let cache = Arc::new(cache);
+        let catalogue = Catalogue::new(&config, &Listed::default());
+        let (shared, store) = (Arc::clone(&access), Arc::clone(&cache));
+        let tree = Tree::new(catalogue, shared, store, clock.timestamp());
+        let kernel = Arc::new(Names::default());
+        tree.attach(Arc::<Names>::clone(&kernel));
+        Self {
+            a,
+            b,
+            clock,
+            table,
+            log,
+            kernel,
+            access,
+            cache,
+            tree,
+        }
+    }
+
+    /// What a reload does.
+    pub fn reload(&self, services: &str) {
+        let config = config(services);
+        self.access
+            .replace_policy(config.policy(&Listed::default()).0);
+        let catalogue = Catalogue::new(&config, &Listed::default());
+        self.tree.replace_catalogue(catalogue);
+    }
+
+    pub fn later(&self, seconds: u64) {
+        self.clock.advance(Duration::from_secs(seconds));
+    }
+
+    /// How often backends were asked: for values, for names.
+    pub fn asked(&self) -> (usize, usize) {
+        let (a, b) = (&self.a, &self.b);
+        (a.reads() + b.reads(), a.lists() + b.lists())
+    }
+
+    /// Looks each part of a path up, as the kernel does, which then holds a look-up of each.
+    pub async fn look_up(&self, caller: &Caller, path: &str) -> Reply<Ino> {
+        let mut ino = Ino::ROOT;
+        for part in path.split('/') {
+            let found = self.tree.lookup(caller.clone(), ino, OsStr::new(part));
+            ino = found.wait().await?.ino;
+            self.tree.looked_up(ino);
+        }
+        Ok(ino)
+    }
+
+    /// The inode of a path, found by root.
+    pub async fn ino(&self, path: &str) -> Ino {
+        self.look_up(&caller(0), path)
+            .await
+            .expect("a path that exists")
+    }
+
+    pub async fn open(&self, uid: u32, ino: Ino) -> Reply<Opened> {
+        let opened = self.tree.open(caller(uid), ino, false).wait().await?;
+        if let Some(tell) = opened.tell {
+            self.tree.told(tell);
+        }
+        Ok(opened)
+    }
+
+    pub fn read(&self, uid: u32, opened: Opened) -> Reply<String> {
+        self.read_part(uid, opened, 0, u32::MAX, false)
+    }
+
+    pub fn read_part(
+        &self,
+        uid: u32,
+        opened: Opened,
+        offset: u64,
+        size: u32,
+        paged: bool,
+    ) -> Reply<String> {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        self.tree
+            .read(caller(uid), opened.fh, offset, size, paged, text)
+    }
+
+    /// Looks up, opens, reads and closes.
+    pub async fn cat(&self, uid: u32, path: &str) -> Reply<String> {
+        let ino = self.look_up(&caller(uid), path).await?;
+        let opened = self.open(uid, ino).await?;
+        let text = self.read(uid, opened);
+        self.tree.release(opened.fh);
+        text
+    }
+
+    pub async fn ls(&self, uid: u32, path: &str) -> Result<Vec<String>, FsError> {
+        let ino = match path {
+            "" => Ino::ROOT,
+            path => self.ino(path).await,
+        };
+        let fh = self.tree.opendir(caller(uid), ino).wait().await?;
+        let entries = self.tree.readdir(fh)?;
+        self.tree.release(fh);
+        Ok(entries.iter().map(|entry| entry.name.to_string()).collect())
+    }
+
+    pub async fn size(&self, uid: u32, ino: Ino) -> u64 {
+        let attr = self.tree.getattr(caller(uid), ino).wait().await;
+        attr.expect("an inode that is known").size
+    }
+
+    /// A change that is announced.
+    pub async fn put(&self, place: &str, value: &str) {
+        let reference: Reference = place.parse().unwrap();
+        let backend = match reference.backend.as_str() {
+            "a" => &self.a,
+            _ => &self.b,
+        };
+        backend.put(&reference.path, value);
+        self.tree.changed(&reference).await;
+    }
+}

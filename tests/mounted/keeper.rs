@@ -1,0 +1,543 @@
+//! The keeper's promises: the mount goes when the daemon goes, the server comes back when it dies, nobody hangs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use crate::common::daemon::{Daemon, Setup, mounts};
+use crate::common::machine::needs;
+use crate::common::probe::{Probe, Who};
+use crate::common::{DEADLINE, eventually, run};
+
+const SERVICES: &str = r#"
+[services.a]
+source = "local:a"
+allow = [{ uid = 4001 }]
+"#;
+
+const VALUE: &[u8] = b"canary of the keeper\n";
+const VALUES: [(&str, &[u8]); 1] = [("a/x", VALUE)];
+
+fn start() -> Daemon {
+    Daemon::start(SERVICES, &VALUES)
+}
+
+/// Reads until it works, which must be soon.
+#[track_caller]
+fn reads_again(probe: &mut Probe, path: &Path) {
+    let again = eventually(Duration::from_secs(8), || {
+        probe.cat(path).as_deref() == Ok(VALUE)
+    });
+    assert!(again, "no read works: {:?}", probe.cat(path));
+}
+
+fn gone(pid: Pid) -> bool {
+    kill(pid, None) == Err(Errno::ESRCH)
+}
+
+#[test]
+fn each_signal_that_ends_unmounts_also_under_open_handles() {
+    needs!();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT] {
+        let mut daemon = start();
+        let mut reader = daemon.probe(&Who::uid(4001));
+        let fd = reader.open(&daemon.path("a/x")).unwrap();
+        reader.os("chdir", json!([daemon.path("a")])).unwrap();
+        assert_eq!(reader.pread(fd), Ok(VALUE.to_vec()));
+        let server = daemon.server();
+        daemon.signal(signal);
+        let status = daemon.ended();
+        assert!(status.success(), "{signal}: {status}: {}", daemon.log());
+        assert_eq!(daemon.mounts(), [], "{signal}");
+        assert!(gone(server), "{signal}: the server is left");
+        // Whoever still holds something of it gets an answer.
+        assert!(reader.pread(fd).is_err(), "{signal}");
+        assert_eq!(
+            reader.list(&daemon.mountpoint()),
+            Ok(Vec::new()),
+            "{signal}"
+        );
+        assert!(!daemon.at("run/control.sock").exists(), "{signal}");
+    }
+}
+
+#[test]
+fn ctrl_c_in_the_foreground_group_ends_both_in_order() {
+    needs!();
+    let mut daemon = start();
+    // A terminal sends the signal to both at once.
+    let server = daemon.server();
+    kill(server, Signal::SIGINT).unwrap();
+    daemon.signal(Signal::SIGINT);
+    let status = daemon.ended();
+    assert!(status.success(), "{status}: {}", daemon.log());
+    assert_eq!(daemon.mounts(), []);
+    assert!(gone(server));
+}
+
+#[test]
+fn ctrl_z_does_not_stop_the_server_and_with_it_every_reader() {
+    needs!();
+    let daemon = start();
+    kill(daemon.server(), Signal::SIGTSTP).unwrap();
+    let mut reader = daemon.probe(&Who::uid(4001));
+    assert_eq!(reader.cat(&daemon.path("a/x")), Ok(VALUE.to_vec()));
+}
+
+#[test]
+fn unmount_ends_both() {
+    needs!();
+    let mut daemon = start();
+    let mut reader = daemon.probe(&Who::uid(4001));
+    let _open = reader.open(&daemon.path("a/x")).unwrap();
+    let server = daemon.server();
+    daemon.secretfs(&["unmount"], b"").expect_ok();
+    assert_eq!(daemon.mounts(), []);
+    assert!(daemon.ended().success(), "{}", daemon.log());
+    assert!(gone(server));
+}
+
+#[test]
+fn a_killed_server_is_started_again_and_reads_work() {
+    needs!();
+    let mut daemon = start();
+    let mut reader = daemon.probe(&Who::uid(4001));
+    for round in 0..3 {
+        let fd = reader.open(&daemon.path("a/x")).unwrap();
+        let server = daemon.server();
+        kill(server, Signal::SIGKILL).unwrap();
+        reads_again(&mut reader, &daemon.path("a/x"));
+        assert!(
+            reader.pread(fd).is_err(),
+            "{round}: a handle of the dead server"
+        );
+        reader.close(fd);
+        assert_ne!(daemon.server(), server);
+        assert_eq!(daemon.mounts().len(), 1, "{round}");
+    }
+    daemon.put("a/x", b"after");
+    assert_eq!(reader.cat(&daemon.path("a/x")), Ok(b"after".to_vec()));
+    daemon.stop();
+}
+
+#[test]
+fn who_waits_for_a_server_that_dies_fails_at_once() {
+    needs!();
+    let daemon = start();
+    let server = daemon.server();
+    // A stopped server answers nobody: everybody waits.
+    kill(server, Signal::SIGSTOP).unwrap();
+    let mut waiting: Vec<Probe> = (0..4).map(|_| daemon.probe(&Who::uid(4001))).collect();
+    for probe in &mut waiting {
+        probe.begin("cat", json!([daemon.path("a/x")]));
+    }
+    let connection = daemon.mounts()[0].device;
+    let count = format!("/sys/fs/fuse/connections/{connection}/waiting");
+    let wait = eventually(DEADLINE, || {
+        fs::read_to_string(&count).is_ok_and(|count| count.trim().parse::<u32>().unwrap() >= 4)
+    });
+    assert!(wait, "nobody waits");
+    kill(server, Signal::SIGKILL).unwrap();
+    for probe in &mut waiting {
+        let got = probe.answer("cat");
+        assert!(
+            matches!(got, Err(Errno::ECONNABORTED | Errno::ENOTCONN)),
+            "{got:?}"
+        );
+        reads_again(probe, &daemon.path("a/x"));
+    }
+}
+
+#[test]
+fn the_server_dies_with_its_keeper_and_the_next_start_heals() {
+    needs!();
+    let mut daemon = start();
+    let mut reader = daemon.probe(&Who::uid(4001));
+    let fd = reader.open(&daemon.path("a/x")).unwrap();
+    let server = daemon.server();
+    daemon.signal(Signal::SIGKILL);
+    daemon.ended();
+    assert!(
+        eventually(DEADLINE, || gone(server)),
+        "the server outlives its keeper"
+    );
+    assert_eq!(daemon.mounts().len(), 1, "a dead mount is left behind");
+    assert!(matches!(
+        reader.pread(fd),
+        Err(Errno::ECONNABORTED | Errno::ENOTCONN)
+    ));
+    assert_eq!(reader.open(&daemon.path("a/x")), Err(Errno::ENOTCONN));
+    daemon.start_keeper();
+    assert_eq!(daemon.mounts().len(), 1);
+    assert_eq!(reader.cat(&daemon.path("a/x")), Ok(VALUE.to_vec()));
+    // And once more, with `unmount` as the cure.
+    daemon.signal(Signal::SIGKILL);
+    daemon.ended();
+    daemon.secretfs(&["unmount"], b"").expect_ok();
+    assert_eq!(daemon.mounts(), []);
+    daemon.start_keeper();
+    daemon.stop();
+}
+
+#[test]
+fn a_second_daemon_of_the_same_config_is_refused_in_one_line() {
+    needs!();
+    let daemon = start();
+    let second = daemon.secretfs(&["mount"], b"");
+    assert_eq!(second.code(), 1, "{second:?}");
+    assert_eq!(second.stderr.lines().count(), 1, "{second:?}");
+    assert!(second.stderr.contains("another daemon"), "{second:?}");
+    let mut reader = daemon.probe(&Who::uid(4001));
+    assert_eq!(
+        reader.cat(&daemon.path("a/x")),
+        Ok(VALUE.to_vec()),
+        "the first goes on"
+    );
+    assert_eq!(daemon.mounts().len(), 1);
+}
+
+#[test]
+fn two_daemons_of_two_configs_stand_side_by_side() {
+    needs!();
+    let (mut one, two) = (start(), start());
+    let mut reader = one.probe(&Who::uid(4001));
+    assert_eq!(reader.cat(&one.path("a/x")), Ok(VALUE.to_vec()));
+    two.put("a/x", b"two");
+    assert_eq!(reader.cat(&two.path("a/x")), Ok(b"two".to_vec()));
+    assert_eq!(reader.cat(&one.path("a/x")), Ok(VALUE.to_vec()));
+    one.stop();
+    assert_eq!(reader.cat(&two.path("a/x")), Ok(b"two".to_vec()));
+}
+
+/// A second daemon whose config names the mountpoint of `first`.
+fn at_the_mountpoint_of(first: &Daemon) -> Daemon {
+    let second = Setup {
+        services: SERVICES,
+        values: &VALUES,
+        ..Setup::default()
+    };
+    let second = second.prepare();
+    let config = fs::read_to_string(second.at("config.toml")).unwrap();
+    let (own, other) = (second.mountpoint(), first.mountpoint());
+    let config = config.replace(own.to_str().unwrap(), other.to_str().unwrap());
+    fs::write(second.at("config.toml"), config).unwrap();
+    second
+}
+
+#[test]
+fn the_mount_of_another_daemon_is_not_taken_away() {
+    needs!();
+    let mut first = start();
+    let mut second = at_the_mountpoint_of(&first);
+    let refused = second.try_start().expect_err("both at one place");
+    assert_eq!(refused.code(), Some(1));
+    assert!(
+        second.log().contains("holds a mount of"),
+        "{}",
+        second.log()
+    );
+    let refused = second.secretfs(&["unmount"], b"");
+    assert_eq!(refused.code(), 1, "{refused:?}");
+    // Nor when it is dead.
+    first.signal(Signal::SIGKILL);
+    first.ended();
+    second
+        .try_start()
+        .expect_err("a dead mount of somebody else's");
+    assert_eq!(first.mounts().len(), 1);
+    first.start_keeper();
+    first.stop();
+}
+
+#[test]
+fn what_somebody_else_mounted_at_the_mountpoint_stays() {
+    needs!();
+    let mut daemon = Setup {
+        services: SERVICES,
+        values: &VALUES,
+        ..Setup::default()
+    }
+    .prepare();
+    let flags = nix::mount::MsFlags::empty();
+    let place = daemon.mountpoint();
+    let tmpfs = || {
+        nix::mount::mount(
+            Some("tmpfs"),
+            &place,
+            Some("tmpfs"),
+            flags,
+            Some("size=64k"),
+        )
+        .unwrap()
+    };
+    let kinds = |daemon: &Daemon| -> Vec<String> {
+        daemon
+            .mounts()
+            .into_iter()
+            .map(|mounted| mounted.kind)
+            .collect()
+    };
+    // Below ours.
+    tmpfs();
+    daemon.start_keeper();
+    let mut reader = daemon.probe(&Who::uid(4001));
+    assert_eq!(reader.cat(&daemon.path("a/x")), Ok(VALUE.to_vec()));
+    // Somebody takes ours away: it comes back, and his own stays.
+    let umount = run(
+        std::process::Command::new("umount")
+            .args(["-l"])
+            .arg(&place),
+        b"",
+    );
+    umount.expect_ok();
+    reads_again(&mut reader, &daemon.path("a/x"));
+    assert_eq!(kinds(&daemon), ["tmpfs", "fuse.secretfs"]);
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.ended().success(), "{}", daemon.log());
+    assert_eq!(kinds(&daemon), ["tmpfs"]);
+    nix::mount::umount(&place).unwrap();
+
+    // On top of ours: what is ours goes, what is not stays.
+    daemon.start_keeper();
+    tmpfs();
+    daemon.signal(Signal::SIGTERM);
+    daemon.ended();
+    assert!(
+        kinds(&daemon).contains(&"tmpfs".to_owned()),
+        "{:?}",
+        daemon.mounts()
+    );
+    nix::mount::umount(&place).unwrap();
+    let _ = nix::mount::umount2(&place, nix::mount::MntFlags::MNT_DETACH);
+}
+
+/// The fields of a process's status.
+fn status(pid: Pid) -> BTreeMap<String, String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    text.lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(key, value)| (key.to_owned(), value.trim().to_owned()))
+        .collect()
+}
+
+#[track_caller]
+fn is_powerless(server: Pid) {
+    let status = status(server);
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(status[set], "0000000000000000", "{set}");
+    }
+    assert_eq!(status["NoNewPrivs"], "1");
+    let limits = fs::read_to_string(format!("/proc/{server}/limits")).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core"))
+        .unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    for task in fs::read_dir(format!("/proc/{server}/task")).unwrap() {
+        let task = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        assert!(task.contains("CapEff:\t0000000000000000"), "{task}");
+        assert!(task.contains("NoNewPrivs:\t1"), "{task}");
+    }
+}
+
+#[test]
+fn the_server_has_no_power() {
+    needs!();
+    let daemon = start();
+    is_powerless(daemon.server());
+}
+
+#[test]
+fn with_user_the_server_is_somebody_else_whom_nobody_of_that_uid_can_trace() {
+    needs!();
+    let user = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    let setup = Setup {
+        services: SERVICES,
+        values: &VALUES,
+        user: Some("nobody"),
+        ..Setup::default()
+    };
+    let mut daemon = setup.start();
+    let server = daemon.server();
+    is_powerless(server);
+    let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
+    let status = status(server);
+    assert_eq!(
+        status["Uid"].split_whitespace().collect::<Vec<_>>(),
+        [uid.as_str(); 4]
+    );
+    assert_eq!(
+        status["Gid"].split_whitespace().collect::<Vec<_>>(),
+        [gid.as_str(); 4]
+    );
+    assert!(
+        !status["Groups"]
+            .split_whitespace()
+            .any(|group| group == "0"),
+        "{}",
+        status["Groups"]
+    );
+    let mut same = daemon.probe(&Who::new(user.uid.as_raw(), user.gid.as_raw(), &[]));
+    for file in ["environ", "maps", "mem"] {
+        let path = format!("/proc/{server}/{file}");
+        assert_eq!(same.open(path.as_ref()), Err(Errno::EACCES), "{file}");
+    }
+    assert_eq!(
+        same.list(format!("/proc/{server}/fd").as_ref()),
+        Err(Errno::EACCES)
+    );
+    assert_eq!(
+        same.open(&daemon.path("a/x")),
+        Err(Errno::EACCES),
+        "no rule, no value"
+    );
+
+    let mut reader = daemon.probe(&Who::uid(4001));
+    assert_eq!(reader.cat(&daemon.path("a/x")), Ok(VALUE.to_vec()));
+    daemon.put("a/x", b"second");
+    assert_eq!(reader.cat(&daemon.path("a/x")), Ok(b"second".to_vec()));
+    kill(server, Signal::SIGKILL).unwrap();
+    let again = eventually(Duration::from_secs(8), || {
+        reader.cat(&daemon.path("a/x")) == Ok(b"second".to_vec())
+    });
+    assert!(again, "{}", daemon.log());
+    daemon.stop();
+}
+
+#[test]
+fn the_server_holds_the_descriptors_that_it_needs_and_no_others() {
+    needs!();
+    let mut daemon = start();
+    let kinds = |daemon: &Daemon| -> BTreeMap<String, usize> {
+        let folder = format!("/proc/{}/fd", daemon.server());
+        let mut kinds = BTreeMap::new();
+        for entry in fs::read_dir(folder).unwrap() {
+            let Ok(target) = fs::read_link(entry.unwrap().path()) else {
+                continue;
+            };
+            let target = target.to_string_lossy().into_owned();
+            let kind = target.split(':').next().unwrap().to_owned();
+            *kinds.entry(kind).or_insert(0) += 1;
+        }
+        kinds
+    };
+    let mut reader = daemon.probe(&Who::uid(4001));
+    let before = kinds(&daemon);
+    let allowed = [
+        "/dev/fuse",
+        "/dev/null",
+        "socket",
+        "anon_inode",
+        "pipe",
+        "/proc",
+    ];
+    let root = daemon.at("");
+    for kind in before.keys() {
+        let known = allowed.iter().any(|known| kind.starts_with(known))
+            || Path::new(kind).starts_with(&root)
+            || kind.contains("secretmem")
+            || kind.contains("memfd");
+        assert!(known, "{kind}: {before:?}");
+        assert!(
+            !kind.contains("identity.txt"),
+            "the identity stays open: {before:?}"
+        );
+        assert!(
+            !kind.ends_with("config.toml"),
+            "the config stays open: {before:?}"
+        );
+    }
+    for round in 0..30 {
+        let fd = reader.open(&daemon.path("a/x")).unwrap();
+        assert!(reader.pread(fd).is_ok());
+        reader.close(fd);
+        reader.list(&daemon.path("a")).unwrap();
+        if round % 10 == 0 {
+            daemon.put("a/x", VALUE);
+            daemon.secretfs(&["status"], b"").expect_ok();
+        }
+    }
+    let same = eventually(DEADLINE, || kinds(&daemon) == before);
+    assert!(
+        same,
+        "descriptors leak: {before:?} became {:?}",
+        kinds(&daemon)
+    );
+    // The keeper leaks none over restarts either.
+    let count = |pid: Pid| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let keeper = count(daemon.keeper());
+    for _ in 0..2 {
+        kill(daemon.server(), Signal::SIGKILL).unwrap();
+        reads_again(&mut reader, &daemon.path("a/x"));
+    }
+    assert_eq!(count(daemon.keeper()), keeper);
+    daemon.stop();
+}
+
+#[test]
+fn hup_has_the_config_read_again() {
+    needs!();
+    let daemon = start();
+    let mut other = daemon.probe(&Who::uid(4002));
+    assert_eq!(other.open(&daemon.path("a/x")), Err(Errno::EACCES));
+    let config = fs::read_to_string(daemon.at("config.toml")).unwrap();
+    fs::write(
+        daemon.at("config.toml"),
+        config.replace("uid = 4001", "uid = 4002"),
+    )
+    .unwrap();
+    daemon.signal(Signal::SIGHUP);
+    let changed = eventually(DEADLINE, || {
+        other.cat(&daemon.path("a/x")) == Ok(VALUE.to_vec())
+    });
+    assert!(changed, "{}", daemon.log());
+    let mut before = daemon.probe(&Who::uid(4001));
+    assert_eq!(before.open(&daemon.path("a/x")), Err(Errno::EACCES));
+    // A wrong config changes nothing.
+    fs::write(daemon.at("config.toml"), "mount = 7\n").unwrap();
+    let refused = daemon.secretfs(&["reload"], b"");
+    assert_ne!(refused.code(), 0);
+    assert_eq!(other.cat(&daemon.path("a/x")), Ok(VALUE.to_vec()));
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_mount() {
+    needs!();
+    let mut daemon = Setup {
+        services: SERVICES,
+        values: &VALUES,
+        ..Setup::default()
+    }
+    .prepare();
+    let index = daemon.at("data/store.age");
+    let kept = fs::read(&index).unwrap();
+    fs::write(&index, b"damaged").unwrap();
+    daemon.try_start().expect_err("a damaged store");
+    assert_eq!(daemon.mounts(), []);
+    assert!(daemon.log().contains("store.age"), "{}", daemon.log());
+    fs::write(&index, kept).unwrap();
+    fs::remove_dir(daemon.mountpoint()).unwrap();
+    daemon.try_start().expect_err("no mountpoint");
+    assert!(daemon.log().contains("mkdir -p"), "{}", daemon.log());
+    fs::create_dir(daemon.mountpoint()).unwrap();
+    daemon.start_keeper();
+    assert_eq!(mounts(&daemon.mountpoint()).len(), 1);
+    daemon.stop();
+}
+
+#[test]
+fn an_aborted_connection_is_mounted_afresh() {
+    needs!();
+    let daemon = start();
+    let mut reader = daemon.probe(&Who::uid(4001));
+    assert_eq!(reader.cat(&daemon.path("a/x")), Ok(VALUE.to_vec()));
+    crate::common::daemon::abort(&daemon.mountpoint());
+    reads_again(&mut reader, &daemon.path("a/x"));
+    assert_eq!(daemon.mounts().len(), 1);
+}

@@ -1,0 +1,187 @@
+//! The system under test without a mount.
+
+use std::time::Duration;
+
+use secretfs::backend::Reference;
+use secretfs::fs::{FsError, Ino, Opened};
+use tokio::runtime::Runtime;
+
+use crate::callers::caller;
+use crate::faulty::Faulty;
+use crate::language::{Answer, Op, Policy, Seen, System};
+use crate::world::World;
+
+pub struct Core {
+    runtime: Runtime,
+    world: World,
+    handles: Vec<Opened>,
+    pins: Vec<Ino>,
+    /// What each place held, to go back to.
+    before: std::collections::HashMap<&'static str, Vec<(String, u64)>>,
+}
+
+impl Core {
+    pub fn new(policy: &Policy) -> Self {
+        // Deadlines pass in no time.
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_time().start_paused(true).build().unwrap();
+        let world = {
+            let _inside = runtime.enter();
+            World::new(&[], &[], &policy.config())
+        };
+        Self {
+            runtime,
+            world,
+            handles: Vec::new(),
+            pins: Vec::new(),
+            before: Default::default(),
+        }
+    }
+
+    fn backend(&self, name: char) -> &Faulty {
+        match name {
+            'a' => &self.world.a,
+            _ => &self.world.b,
+        }
+    }
+
+    fn changed(&mut self, place: &'static str, announced: bool) {
+        if announced || place.starts_with('b') {
+            let reference: Reference = place.parse().unwrap();
+            self.runtime.block_on(self.world.tree.changed(&reference));
+        }
+    }
+
+    fn look_up(&self, uid: u32, path: &str) -> Result<Ino, FsError> {
+        self.runtime
+            .block_on(self.world.look_up(&caller(uid), path))
+    }
+
+    fn stat(&self, uid: u32, ino: Ino) -> Result<Seen, FsError> {
+        let attr = self.world.tree.getattr(caller(uid), ino);
+        Ok(Seen::Size(self.runtime.block_on(attr.wait())?.size))
+    }
+
+    fn open(&mut self, uid: u32, ino: Ino) -> Result<Seen, FsError> {
+        let opened = self.runtime.block_on(self.world.open(uid, ino))?;
+        self.handles.push(opened);
+        Ok(Seen::Done)
+    }
+
+    fn attempt(&mut self, op: &Op) -> Result<Seen, FsError> {
+        match op {
+            Op::List { uid, folder } => {
+                let ino = match *folder {
+                    "" => Ino::ROOT,
+                    folder => self.look_up(*uid, folder)?,
+                };
+                let fh = self.world.tree.opendir(caller(*uid), ino);
+                let fh = self.runtime.block_on(fh.wait())?;
+                let entries = self.world.tree.readdir(fh)?;
+                self.world.tree.release(fh);
+                let names = entries.iter().map(|entry| entry.name.to_string());
+                return Ok(Seen::Names(names.collect()));
+            }
+            Op::Stat { uid, path } => {
+                let ino = self.look_up(*uid, path)?;
+                return self.stat(*uid, ino);
+            }
+            Op::Open { uid, path } => {
+                let ino = self.look_up(*uid, path)?;
+                return self.open(*uid, ino);
+            }
+            Op::Pin { path } => {
+                let ino = self.look_up(0, path)?;
+                self.pins.push(ino);
+            }
+            Op::StatPin { uid, pin } => {
+                if let Some(ino) = wrapped(&self.pins, *pin) {
+                    return self.stat(*uid, self.pins[ino]);
+                }
+            }
+            Op::OpenPin { uid, pin } => {
+                if let Some(ino) = wrapped(&self.pins, *pin) {
+                    return self.open(*uid, self.pins[ino]);
+                }
+            }
+            Op::Read {
+                uid,
+                handle,
+                offset,
+                size,
+            } => {
+                if let Some(handle) = wrapped(&self.handles, *handle) {
+                    let opened = self.handles[handle];
+                    let part = self.world.read_part(*uid, opened, *offset, *size, false);
+                    return part.map(|text| Seen::Bytes(text.into_bytes()));
+                }
+            }
+            Op::Close { handle } => {
+                if let Some(handle) = wrapped(&self.handles, *handle) {
+                    self.world.tree.release(self.handles.remove(handle).fh);
+                }
+            }
+            Op::Put {
+                place,
+                value,
+                announced,
+            } => {
+                let (backend, path) = place.split_once(':').unwrap();
+                let backend = backend.chars().next().unwrap();
+                self.backend(backend).put(path, value);
+                let versions = self.before.entry(place).or_default();
+                let version = versions.iter().map(|(_, version)| *version).max();
+                versions.push((value.clone(), version.unwrap_or(0) + 1));
+                self.changed(place, *announced);
+            }
+            Op::Remove { place, announced } => {
+                let (backend, path) = place.split_once(':').unwrap();
+                let backend = backend.chars().next().unwrap();
+                self.backend(backend).remove(path);
+                self.changed(place, *announced);
+            }
+            Op::Rollback { place, announced } => {
+                let (backend, path) = place.split_once(':').unwrap();
+                let backend = backend.chars().next().unwrap();
+                let versions = self.before.entry(place).or_default();
+                if let [.., before, _] = &versions[..] {
+                    let before = before.clone();
+                    self.backend(backend).put_version(path, &before.0, before.1);
+                    self.before.entry(place).or_default().push(before);
+                    self.changed(place, *announced);
+                }
+            }
+            Op::Weather { backend, weather } => self.backend(*backend).weather(*weather),
+            Op::Reload(policy) => self.world.reload(&policy.config()),
+            Op::Pass { seconds } => self.world.later(*seconds),
+        }
+        Ok(Seen::Done)
+    }
+}
+
+impl System for Core {
+    fn can(&self, _: &Op) -> bool {
+        true
+    }
+
+    fn act(&mut self, op: &Op) -> Answer {
+        let seen = self.attempt(op).map_err(FsError::errno);
+        // A flight ends a moment after those who waited for it; who joins it meanwhile is too late with it.
+        self.runtime
+            .block_on(async { tokio::time::sleep(Duration::from_secs(1)).await });
+        seen
+    }
+
+    fn asked(&self) -> Option<(usize, usize)> {
+        Some(self.world.asked())
+    }
+
+    fn log(&mut self) -> Vec<String> {
+        self.world.log.lines()
+    }
+}
+
+/// Numbers beyond the end begin again.
+pub fn wrapped<T>(things: &[T], index: usize) -> Option<usize> {
+    index.checked_rem(things.len())
+}

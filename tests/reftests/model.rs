@@ -1,0 +1,561 @@
+//! What should happen: the rules of cache, policy and tree a second time, in the simplest way there is.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::core::wrapped;
+use crate::language::{Answer, Op, Policy, STALE, STALE_EITHER, Seen, System, TTL, UIDS, Weather};
+
+pub struct Model {
+    policy: Policy,
+    now: u64,
+    /// Every place's versions, the current one last; `None` where it was removed.
+    places: BTreeMap<&'static str, Place>,
+    weather: HashMap<char, Weather>,
+    values: HashMap<&'static str, Cached>,
+    lists: HashMap<(char, String), (Vec<String>, u64)>,
+    /// The last generation of each path that a backend gave: where it came from, and our number.
+    generations: HashMap<&'static str, (&'static str, u64, usize)>,
+    numbers: usize,
+    nodes: Vec<Node>,
+    current: HashMap<&'static str, usize>,
+    handles: Vec<Handle>,
+    pins: Vec<usize>,
+    reads: usize,
+    listings: usize,
+    log: Vec<String>,
+}
+
+#[derive(Default)]
+struct Place {
+    versions: Vec<(String, u64)>,
+    last: u64,
+    exists: bool,
+}
+
+#[derive(Clone)]
+struct Generation {
+    number: usize,
+    value: String,
+}
+
+struct Cached {
+    generation: Generation,
+    at: u64,
+    forever: bool,
+}
+
+struct Node {
+    path: &'static str,
+    size: u64,
+    shown: Option<usize>,
+}
+
+struct Handle {
+    node: usize,
+    generation: Generation,
+    checked: bool,
+}
+
+/// Why there is no value.
+#[derive(Clone, Copy, PartialEq)]
+enum No {
+    Absent,
+    Refused,
+    Down,
+    Late,
+    Garbled,
+}
+
+impl No {
+    fn errno(self) -> i32 {
+        match self {
+            No::Absent => libc::ENOENT,
+            No::Refused => libc::EACCES,
+            No::Down | No::Garbled => libc::EIO,
+            No::Late => libc::ETIMEDOUT,
+        }
+    }
+
+    fn outcome(self) -> &'static str {
+        match self {
+            No::Absent => "absent",
+            No::Refused => "refused",
+            No::Down | No::Late => "unreachable",
+            No::Garbled => "error",
+        }
+    }
+}
+
+/// A value and how it came: fresh from the cache, asked for, or old.
+struct Given {
+    generation: Generation,
+    waited: bool,
+    stale: bool,
+}
+
+fn places_of(path: &'static str) -> Vec<&'static str> {
+    match path {
+        "app/k1" | "app/alias" => vec!["a:app/k1"],
+        "app/k2" => vec!["a:app/k2"],
+        "app/either" => vec!["a:x/first", "b:web/second"],
+        "web/k1" => vec!["b:web/k1"],
+        "web/second" => vec!["b:web/second"],
+        "free/k1" => vec!["b:free/k1"],
+        _ => vec![],
+    }
+}
+
+fn stale_of(path: &str) -> u64 {
+    match path {
+        "app/alias" => 0,
+        "app/either" => STALE_EITHER,
+        _ => STALE,
+    }
+}
+
+fn backend_of(place: &str) -> char {
+    place.chars().next().unwrap()
+}
+
+fn split(path: &'static str) -> (&'static str, &'static str) {
+    path.split_once('/').unwrap()
+}
+
+impl Model {
+    pub fn new(policy: &Policy) -> Self {
+        Self {
+            policy: *policy,
+            now: 0,
+            places: BTreeMap::new(),
+            weather: HashMap::from([('a', Weather::Fine), ('b', Weather::Fine)]),
+            values: HashMap::new(),
+            lists: HashMap::new(),
+            generations: HashMap::new(),
+            numbers: 0,
+            nodes: Vec::new(),
+            current: HashMap::new(),
+            handles: Vec::new(),
+            pins: Vec::new(),
+            reads: 0,
+            listings: 0,
+            log: Vec::new(),
+        }
+    }
+
+    // Policy.
+
+    fn in_service(&self, uid: u32, service: &str) -> bool {
+        let rules = match service {
+            "app" => self.policy.services[0],
+            "web" => self.policy.services[1],
+            _ => self.policy.services[2],
+        };
+        named(rules, uid)
+    }
+
+    fn may_read(&self, uid: u32, path: &'static str) -> bool {
+        let narrowed = path != "app/k2" || named(self.policy.narrow, uid);
+        self.in_service(uid, split(path).0) && narrowed
+    }
+
+    // Backends.
+
+    fn storm(&self, backend: char) -> Option<No> {
+        match self.weather[&backend] {
+            Weather::Fine | Weather::Panicking => None,
+            Weather::Refusing => Some(No::Refused),
+            Weather::Down => Some(No::Down),
+            Weather::Silent => Some(No::Late),
+            Weather::Garbled => Some(No::Garbled),
+        }
+    }
+
+    fn names_in(&self, backend: char, folder: &str) -> Vec<String> {
+        let start = format!("{backend}:{folder}/");
+        let places = self.places.iter().filter(|(_, place)| place.exists);
+        let names = places.filter_map(|(path, _)| path.strip_prefix(&start));
+        names.map(str::to_owned).collect()
+    }
+
+    fn folders_in(&self, backend: char) -> Vec<String> {
+        let start = format!("{backend}:");
+        let places = self.places.iter().filter(|(_, place)| place.exists);
+        let below = places.filter_map(|(path, _)| path.strip_prefix(&start));
+        let folders: BTreeSet<_> = below.map(|path| path.split_once('/').unwrap().0).collect();
+        folders.into_iter().map(str::to_owned).collect()
+    }
+
+    // Cache.
+
+    /// `folder` "" is the list of folders.
+    fn list(&mut self, backend: char, folder: &str) -> Result<Vec<String>, No> {
+        let key = (backend, folder.to_owned());
+        if let Some((names, at)) = self.lists.get(&key)
+            && (backend == 'b' || self.now - at < TTL)
+        {
+            return Ok(names.clone());
+        }
+        self.listings += 1;
+        let no = match self.storm(backend) {
+            None => {
+                let names = match folder {
+                    "" => self.folders_in(backend),
+                    folder => self.names_in(backend, folder),
+                };
+                self.lists.insert(key, (names.clone(), self.now));
+                return Ok(names);
+            }
+            Some(no) => no,
+        };
+        if no == No::Refused {
+            self.lists.remove(&key);
+        }
+        match self.lists.get(&key) {
+            Some((names, _)) if matches!(no, No::Down | No::Late) => Ok(names.clone()),
+            _ => Err(no),
+        }
+    }
+
+    fn fetch(&mut self, path: &'static str) -> Result<Given, No> {
+        if let Some(cached) = self.values.get(path)
+            && (cached.forever || self.now - cached.at < TTL)
+        {
+            return Ok(Given {
+                generation: cached.generation.clone(),
+                waited: false,
+                stale: false,
+            });
+        }
+        match self.ask(path) {
+            Ok(generation) => Ok(Given {
+                generation,
+                waited: true,
+                stale: false,
+            }),
+            Err(no) => {
+                if matches!(no, No::Absent | No::Refused) {
+                    self.values.remove(path);
+                }
+                match self.values.get(path) {
+                    Some(old)
+                        if matches!(no, No::Down | No::Late)
+                            && self.now - old.at < TTL + stale_of(path) =>
+                    {
+                        Ok(Given {
+                            generation: old.generation.clone(),
+                            waited: true,
+                            stale: true,
+                        })
+                    }
+                    _ => Err(no),
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, path: &'static str) -> Result<Generation, No> {
+        let mut forever = true;
+        for place in places_of(path) {
+            let backend = backend_of(place);
+            forever &= backend == 'b';
+            self.reads += 1;
+            if let Some(no) = self.storm(backend) {
+                return Err(no);
+            }
+            let Some(found) = self.places.get(place).filter(|found| found.exists) else {
+                continue;
+            };
+            let (value, version) = found.versions.last().unwrap().clone();
+            let number = match self.generations.get(path) {
+                Some((from, same, number)) if *from == place && *same == version => *number,
+                _ => {
+                    self.numbers += 1;
+                    self.generations
+                        .insert(path, (place, version, self.numbers));
+                    self.numbers
+                }
+            };
+            let generation = Generation { number, value };
+            let cached = Cached {
+                generation: generation.clone(),
+                at: self.now,
+                forever,
+            };
+            self.values.insert(path, cached);
+            return Ok(generation);
+        }
+        Err(No::Absent)
+    }
+
+    fn changed(&mut self, place: &'static str, announced: bool) {
+        if !announced && backend_of(place) == 'a' {
+            return;
+        }
+        self.lists
+            .retain(|(backend, _), _| *backend != backend_of(place));
+        let shows = |path: &&'static str| places_of(path).contains(&place);
+        self.values.retain(|path, _| !shows(path));
+        self.current.retain(|path, _| !shows(path));
+    }
+
+    // Tree.
+
+    fn look_up_service(&mut self, uid: u32, service: &str) -> Result<(), i32> {
+        if matches!(service, "app" | "web") {
+            return Ok(());
+        }
+        if uid != 0 && !self.in_service(uid, service) {
+            return Err(libc::EACCES);
+        }
+        let folders = self.list('b', "").map_err(No::errno)?;
+        let known = folders.iter().any(|folder| folder == service);
+        known.then_some(()).ok_or(libc::ENOENT)
+    }
+
+    fn look_up(&mut self, uid: u32, path: &'static str) -> Result<usize, i32> {
+        let (service, name) = split(path);
+        self.look_up_service(uid, service)?;
+        if uid != 0 && !self.in_service(uid, service) {
+            return Err(libc::EACCES);
+        }
+        if !matches!(path, "app/either" | "app/alias") {
+            let names = self.list(folder_of(service), service).map_err(No::errno)?;
+            if !names.iter().any(|known| known == name) {
+                return Err(libc::ENOENT);
+            }
+        }
+        let next = self.nodes.len();
+        let node = *self.current.entry(path).or_insert(next);
+        if node == next {
+            self.nodes.push(Node {
+                path,
+                size: 0,
+                shown: None,
+            });
+        }
+        Ok(node)
+    }
+
+    fn list_for(&mut self, uid: u32, folder: &str) -> Result<Vec<String>, i32> {
+        if folder.is_empty() {
+            let mut services = vec!["app".to_owned(), "web".to_owned()];
+            if uid == 0 || self.in_service(uid, "free") {
+                services.extend(self.list('b', "").map_err(No::errno)?);
+            }
+            services.sort();
+            services.dedup();
+            return Ok(services);
+        }
+        self.look_up_service(uid, folder)?;
+        if !self.in_service(uid, folder) {
+            return Ok(Vec::new());
+        }
+        let mut names = self.list(folder_of(folder), folder).map_err(No::errno)?;
+        if folder == "app" {
+            names.extend(["alias".to_owned(), "either".to_owned()]);
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn note(&mut self, uid: u32, action: &str, path: &str, outcome: &str) {
+        self.log.push(format!("{uid} {action} {path} {outcome}"));
+    }
+
+    fn stat(&mut self, uid: u32, node: usize) -> Answer {
+        let Node { path, size, shown } = self.nodes[node];
+        if shown.is_some() || !self.may_read(uid, path) {
+            return Ok(Seen::Size(size));
+        }
+        match self.fetch(path) {
+            Ok(given) => {
+                if given.waited {
+                    self.note(
+                        uid,
+                        "stat",
+                        path,
+                        if given.stale { "stale" } else { "allowed" },
+                    );
+                }
+                let node = &mut self.nodes[node];
+                node.size = length(&given.generation);
+                node.shown = Some(given.generation.number);
+                Ok(Seen::Size(node.size))
+            }
+            Err(no) => {
+                self.note(uid, "stat", path, no.outcome());
+                match no {
+                    No::Absent => Err(libc::ENOENT),
+                    _ => Ok(Seen::Size(size)),
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, uid: u32, node: usize) -> Answer {
+        let path = self.nodes[node].path;
+        if !self.may_read(uid, path) {
+            self.note(uid, "open", path, "denied");
+            return Err(libc::EACCES);
+        }
+        let given = match self.fetch(path) {
+            Ok(given) => given,
+            Err(no) => {
+                self.note(uid, "open", path, no.outcome());
+                return Err(no.errno());
+            }
+        };
+        self.note(
+            uid,
+            "open",
+            path,
+            if given.stale { "stale" } else { "allowed" },
+        );
+        let generation = given.generation;
+        let mut handles = self.handles.iter();
+        let older =
+            handles.any(|other| other.node == node && other.generation.number != generation.number);
+        let length = length(&generation);
+        let inode = &mut self.nodes[node];
+        inode.size = if older {
+            inode.size.max(length)
+        } else {
+            length
+        };
+        // Its name leads to another inode from now on.
+        if inode.shown.is_some_and(|shown| shown != generation.number)
+            && self.current.get(path) == Some(&node)
+        {
+            self.current.remove(path);
+        }
+        inode.shown = Some(generation.number);
+        self.handles.push(Handle {
+            node,
+            generation,
+            checked: path != "web/k1" || !self.policy.cached,
+        });
+        Ok(Seen::Done)
+    }
+
+    fn read(&mut self, uid: u32, handle: usize, offset: u64, size: u32) -> Answer {
+        let Handle {
+            node,
+            generation,
+            checked,
+        } = &self.handles[handle];
+        let path = self.nodes[*node].path;
+        if *checked && !self.may_read(uid, path) {
+            self.note(uid, "read", path, "denied");
+            return Err(libc::EACCES);
+        }
+        let bytes = generation
+            .value
+            .bytes()
+            .skip(usize::try_from(offset).unwrap());
+        Ok(Seen::Bytes(
+            bytes.take(usize::try_from(size).unwrap()).collect(),
+        ))
+    }
+}
+
+impl System for Model {
+    fn can(&self, _: &Op) -> bool {
+        true
+    }
+
+    fn act(&mut self, op: &Op) -> Answer {
+        match op {
+            Op::List { uid, folder } => return self.list_for(*uid, folder).map(Seen::Names),
+            Op::Stat { uid, path } => {
+                let node = self.look_up(*uid, path)?;
+                return self.stat(*uid, node);
+            }
+            Op::Open { uid, path } => {
+                let node = self.look_up(*uid, path)?;
+                return self.open(*uid, node);
+            }
+            Op::Pin { path } => {
+                let node = self.look_up(0, path)?;
+                self.pins.push(node);
+            }
+            Op::StatPin { uid, pin } => {
+                if let Some(pin) = wrapped(&self.pins, *pin) {
+                    return self.stat(*uid, self.pins[pin]);
+                }
+            }
+            Op::OpenPin { uid, pin } => {
+                if let Some(pin) = wrapped(&self.pins, *pin) {
+                    return self.open(*uid, self.pins[pin]);
+                }
+            }
+            Op::Read {
+                uid,
+                handle,
+                offset,
+                size,
+            } => {
+                if let Some(handle) = wrapped(&self.handles, *handle) {
+                    return self.read(*uid, handle, *offset, *size);
+                }
+            }
+            Op::Close { handle } => {
+                if let Some(handle) = wrapped(&self.handles, *handle) {
+                    self.handles.remove(handle);
+                }
+            }
+            Op::Put {
+                place,
+                value,
+                announced,
+            } => {
+                let found = self.places.entry(place).or_default();
+                found.last += 1;
+                found.versions.push((value.clone(), found.last));
+                found.exists = true;
+                self.changed(place, *announced);
+            }
+            Op::Remove { place, announced } => {
+                self.places.entry(place).or_default().exists = false;
+                self.changed(place, *announced);
+            }
+            Op::Rollback { place, announced } => {
+                let found = self.places.entry(place).or_default();
+                if let [.., before, _] = &found.versions[..] {
+                    let before = before.clone();
+                    found.versions.push(before);
+                    found.exists = true;
+                    self.changed(place, *announced);
+                }
+            }
+            Op::Weather { backend, weather } => {
+                self.weather.insert(*backend, *weather);
+            }
+            Op::Reload(policy) => self.policy = *policy,
+            Op::Pass { seconds } => self.now += seconds,
+        }
+        Ok(Seen::Done)
+    }
+
+    fn asked(&self) -> Option<(usize, usize)> {
+        Some((self.reads, self.listings))
+    }
+
+    fn log(&mut self) -> Vec<String> {
+        self.log.sort();
+        self.log.clone()
+    }
+}
+
+fn named(rules: [bool; 4], uid: u32) -> bool {
+    UIDS.into_iter()
+        .zip(rules)
+        .any(|(who, named)| who == uid && named)
+}
+
+fn folder_of(service: &str) -> char {
+    if service == "app" { 'a' } else { 'b' }
+}
+
+fn length(generation: &Generation) -> u64 {
+    u64::try_from(generation.value.len()).unwrap()
+}
