@@ -43,6 +43,8 @@ use daemon::Running;
 
 /// How long the end may take: what is under way is answered, the audit log is written out.
 const DRAIN: Duration = Duration::from_secs(2);
+/// What the threads are called on which tasks run.
+const TASKS: &str = "task";
 /// How often users and groups are looked up that were not known.
 const ACCOUNTS: Duration = Duration::from_secs(60);
 
@@ -128,14 +130,15 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     sys::renounce(inherited.user.as_ref()).map_err(RunError::system("giving up privileges"))?;
     sys::forbid_dumps().map_err(RunError::system("forbidding core dumps"))?;
     sys::die_with_parent().map_err(RunError::system("dying with the keeper"))?;
-    abort_on_panic();
+    contain_panics();
     Procfs::default()
         .check()
         .map_err(RunError::system("/proc"))?;
 
     let config = Config::load(config)?;
     let stores = open_stores(&config, inherited.identities, inherited.keys, clock)?;
-    let wired = Wired::new(&config, stores, Authority::Policy, clock)?;
+    let epoch = state::next_epoch(&config.state)?;
+    let wired = Wired::new(&config, stores, Authority::Policy, epoch, clock)?;
     let mut word = UnixStream::from(inherited.word);
     let ending = word
         .try_clone()
@@ -216,7 +219,8 @@ pub fn direct(config: &Config, prompt: &Prompt, clock: &Clock) -> Result<Handler
         ))
     };
     let stores = stores(config).map(open).collect::<Result<_, RunError>>()?;
-    Ok(Wired::new(config, stores, Authority::Identity, clock)?.handler(None))
+    // No generation that a command sees outlives it, so it counts from the start.
+    Ok(Wired::new(config, stores, Authority::Identity, 0, clock)?.handler(None))
 }
 
 /// A runtime for what waits: backends, the control socket. What can be answered at once never comes near it.
@@ -227,6 +231,7 @@ pub fn runtime() -> Result<Runtime, RunError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder
         .worker_threads(2)
+        .thread_name(TASKS)
         .enable_all()
         .build()
         .map_err(RunError::system("starting threads"))
@@ -254,9 +259,9 @@ impl Wired {
         config: &Config,
         stores: BTreeMap<Name, Store>,
         authority: Authority,
+        epoch: u32,
         clock: &Clock,
     ) -> Result<Self, RunError> {
-        let epoch = state::next_epoch(&config.state)?;
         let key = match stores.values().next() {
             Some(store) => store.audit_key(),
             None => state::audit_key(&config.state)?,
@@ -378,9 +383,9 @@ fn open_store(
     Ok(Store::open(&store.path, identity, clock.clone())?)
 }
 
-/// A thread of the server that panics takes the server with it: half of it alive would be worse than a restart. The
-/// message is not printed, only the place, because it could quote anything.
-fn abort_on_panic() {
+/// A panic ends one task, whose request fails. That of any other thread ends the server, which the keeper starts again:
+/// half of it alive would be worse. The message is not printed, only the place, because it could quote anything.
+fn contain_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic
             .location()
@@ -390,6 +395,8 @@ fn abort_on_panic() {
             place,
             "the server panicked; this is a mistake in secretfs, please report it"
         );
-        std::process::abort();
+        if thread::current().name() != Some(TASKS) {
+            std::process::abort();
+        }
     }));
 }

@@ -298,3 +298,50 @@ fn these_tests_see_what_they_look_for() {
     )));
     assert!(!ends_process(&file("a.rs", "use std::process::ExitCode;")));
 }
+
+/// docs/semantics.md names tests as `program::test`, or `src::test` for one beside the code.
+#[test]
+fn each_promise_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let promises = std::fs::read_to_string(root.join("docs/semantics.md")).unwrap();
+    let mut without = Vec::new();
+    for section in promises.split("\n## ").skip(1) {
+        let title = section.lines().next().unwrap();
+        let named = section
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter_map(|code| code.split_once("::"));
+        let mut tests = 0;
+        for (program, test) in named {
+            tests += 1;
+            let folder = match program {
+                "src" => root.join("src"),
+                program => root.join("tests").join(program),
+            };
+            let function = format!("fn {test}(");
+            assert!(
+                files(&folder).iter().any(|text| text.contains(&function)),
+                "{title}: there is no test {program}::{test}"
+            );
+        }
+        if tests == 0 {
+            without.push(title.to_owned());
+        }
+    }
+    assert_eq!(without, ["What differs on older kernels"]);
+}
+
+/// The Rust files below a folder.
+fn files(folder: &Path) -> Vec<String> {
+    let mut texts = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{folder:?}: {error}")) {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            texts.extend(files(&path));
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            texts.push(std::fs::read_to_string(path).unwrap());
+        }
+    }
+    texts
+}

@@ -291,8 +291,7 @@ pub struct Put {
     /// Read the value from this file
     #[arg(long, value_name = "FILE", conflicts_with = "generate")]
     pub file: Option<PathBuf>,
-    /// Make the value up: password[:LENGTH], hex[:BYTES], base64[:BYTES], uuid, ed25519, ecdsa-p256, rsa[:BITS] or
-    /// certificate:NAME
+    /// Make the value up: password:32, hex:32, base64:32, uuid, ed25519, ecdsa-p256, rsa:3072 or certificate:NAME,NAME
     #[arg(long, value_name = "SPEC")]
     pub generate: Option<String>,
 }

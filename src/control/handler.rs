@@ -252,9 +252,16 @@ impl Job<'_> {
             .binding(path)
             .and_then(|binding| binding.references.first().cloned())
         else {
+            let service = &path.service;
+            let mend = if catalogue.has_service(service) {
+                format!(
+                    "give [services.{service}] a `source`, or bind it below [services.{service}.secrets]"
+                )
+            } else {
+                format!("`secretfs allow {service} --uid USER` makes [services.{service}]")
+            };
             return Err(Failure::usage(format!(
-                "{path}: the config has no place for it: give [services.{}] a `source`",
-                path.service
+                "{path}: the config has no place for it: {mend}"
             )));
         };
         let Some(store) = self.parts.stores.get(&reference.backend) else {

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 
 use crate::backend::store::write_whole;
 use crate::run::RunError;
 use crate::secret::SecretBytes;
+use crate::sys::Uid;
 
 /// A number that grows at each start, so that generations do, too.
 pub(super) fn next_epoch(state: &Path) -> Result<u32, RunError> {
@@ -25,6 +27,15 @@ pub(super) fn next_epoch(state: &Path) -> Result<u32, RunError> {
     let next = last.wrapping_add(1);
     write_whole(&path, format!("{next}\n").as_bytes(), true)?;
     Ok(next)
+}
+
+/// What root makes for a command without a daemon has to be the server's afterwards, whose folder it is.
+fn give_to_the_server(path: &Path, state: &Path) -> io::Result<()> {
+    if Uid::effective() != Uid::ROOT {
+        return Ok(());
+    }
+    let owner = fs::metadata(state)?;
+    chown(path, Some(owner.uid()), Some(owner.gid()))
 }
 
 /// The key of the audit log's chain, where there is no store to keep it.
@@ -50,6 +61,7 @@ pub(super) fn audit_key(state: &Path) -> Result<SecretBytes, RunError> {
             aws_lc_rs::rand::fill(key.as_mut_slice())
                 .map_err(|_| fails(io::Error::other("no randomness")))?;
             write_whole(&path, key.as_slice(), false)?;
+            give_to_the_server(&path, state).map_err(fails)?;
             Ok(SecretBytes::new(key.to_vec()))
         }
         Err(error) => Err(fails(error)),

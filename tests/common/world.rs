@@ -49,6 +49,7 @@ pub struct World {
 pub struct Names(Mutex<Vec<(Ino, String)>>);
 
 impl Names {
+    #[allow(dead_code, reason = "each test uses its part")]
     pub fn take(&self) -> Vec<String> {
         let mut forgotten = self.0.lock().unwrap();
         forgotten.drain(..).map(|(_, name)| name).collect()

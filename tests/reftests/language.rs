@@ -14,14 +14,17 @@ pub const STALE_EITHER: u64 = 3600;
 /// The callers: root, and three users of whom the last is named by its group.
 pub const UIDS: [u32; 4] = [0, 1, 2, 3];
 
-/// Every path that is tried. `app/either` and `app/alias` are bound; the others come from folders.
-pub const PATHS: [&str; 9] = [
+/// Every path that is tried, some more often, so that much happens to them. `app/either` and `app/alias` are bound; the others come from folders.
+pub const PATHS: [&str; 12] = [
     "app/k1",
-    "app/k2",
+    "app/k1",
+    "app/k1",
     "app/either",
-    "app/alias",
-    "app/none",
+    "app/either",
     "web/k1",
+    "app/alias",
+    "app/k2",
+    "app/none",
     "web/second",
     "free/k1",
     "none/k1",
@@ -158,7 +161,7 @@ pub enum Op {
 
 pub fn policies() -> impl Strategy<Value = Policy> {
     // Mostly yes, or nothing much happens.
-    let named = || prop::array::uniform4(prop::bool::weighted(0.7));
+    let named = || prop::array::uniform4(prop::bool::weighted(0.85));
     let policy = (prop::array::uniform3(named()), named(), any::<bool>());
     policy.prop_map(|(mut services, mut narrow, cached)| {
         for rules in services.iter_mut().chain([&mut narrow]) {
@@ -174,10 +177,12 @@ pub fn policies() -> impl Strategy<Value = Policy> {
 }
 
 pub fn ops() -> impl Strategy<Value = Vec<Op>> {
-    let uid = || prop::sample::select(&UIDS[..]);
+    // Most of it by one caller, so that something comes of it.
+    let uid = || prop::sample::select(vec![1, 1, 1, 1, 1, 1, 0, 2, 3, 3]);
     let path = || prop::sample::select(&PATHS[..]);
     let place = || prop::sample::select(&PLACES[..]);
     let weathers = [
+        Weather::Fine,
         Weather::Fine,
         Weather::Fine,
         Weather::Down,
@@ -190,11 +195,11 @@ pub fn ops() -> impl Strategy<Value = Vec<Op>> {
         3 => (uid(), path()).prop_map(|(uid, path)| Op::Stat { uid, path }),
         6 => (uid(), path()).prop_map(|(uid, path)| Op::Open { uid, path }),
         1 => path().prop_map(|path| Op::Pin { path }),
-        2 => (uid(), 0..8_usize).prop_map(|(uid, pin)| Op::StatPin { uid, pin }),
-        3 => (uid(), 0..8_usize).prop_map(|(uid, pin)| Op::OpenPin { uid, pin }),
+        2 => (uid(), 0..3_usize).prop_map(|(uid, pin)| Op::StatPin { uid, pin }),
+        3 => (uid(), 0..3_usize).prop_map(|(uid, pin)| Op::OpenPin { uid, pin }),
         4 => (uid(), 0..16_usize, 0..12_u64, 0..20_u32)
             .prop_map(|(uid, handle, offset, size)| Op::Read { uid, handle, offset, size }),
-        2 => (0..16_usize).prop_map(|handle| Op::Close { handle }),
+        1 => (0..16_usize).prop_map(|handle| Op::Close { handle }),
         4 => (place(), "[a-z]{0,10}", any::<bool>())
             .prop_map(|(place, value, announced)| Op::Put { place, value, announced }),
         1 => (place(), any::<bool>()).prop_map(|(place, announced)| Op::Remove { place, announced }),
@@ -202,10 +207,15 @@ pub fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => (prop::sample::select(vec!['a', 'b']), prop::sample::select(weathers.to_vec()))
             .prop_map(|(backend, weather)| Op::Weather { backend, weather }),
         1 => policies().prop_map(Op::Reload),
-        2 => prop::sample::select(vec![1, TTL - 1, TTL, STALE, STALE + 1, STALE_EITHER])
+        2 => prop::sample::select(vec![1, TTL - 1, TTL, TTL, STALE, STALE_EITHER])
             .prop_map(|seconds| Op::Pass { seconds }),
     ];
-    prop::collection::vec(op, 1..80)
+    let first = PLACES.map(|place| Op::Put {
+        place,
+        value: place.to_owned(),
+        announced: false,
+    });
+    prop::collection::vec(op, 1..150).prop_map(move |ops| [first.to_vec(), ops].concat())
 }
 
 /// What a program sees of an operation: an errno, or this.

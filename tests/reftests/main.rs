@@ -1,6 +1,7 @@
 //! A reference model: random operations by random callers, and after each the system must show what the model shows.
 
 #![allow(
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::wildcard_enum_match_arm,

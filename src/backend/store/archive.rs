@@ -29,6 +29,9 @@ const SECRETS: &str = "secrets";
 /// No `index.json` is larger than this many bytes.
 const MAX_CATALOGUE: usize = 1 << 26;
 
+/// An export's versions have no larger numbers, or the store that takes them over could soon number no more.
+const MAX_NUMBER: u64 = 1 << 53;
+
 /// No name in an archive is longer than this many bytes; ours have 286 at most.
 const MAX_NAME: usize = 1024;
 
@@ -277,6 +280,9 @@ fn merge(before: &Index, catalogue: Catalogue, mut values: Values) -> Result<Ind
             };
             if !fit_description(listed.description.as_deref().unwrap_or_default()) {
                 return Err(StoreError::Description(path));
+            }
+            if listed.next > MAX_NUMBER {
+                return Err(archive_error("the number of a version is too large"));
             }
             let mut versions = Vec::with_capacity(listed.versions.len());
             for member in listed.versions {

@@ -23,6 +23,9 @@ use crate::secret::{MAX_VALUE, Name, SecretBytes, SecretPath};
 /// The format that this program reads and writes.
 pub(super) const FORMAT: u64 = 1;
 
+/// No version has a larger number, which leaves room for more versions than there will ever be.
+const MAX_NUMBER: u64 = 1 << 63;
+
 /// How many versions of a secret are kept.
 pub(super) const KEPT_VERSIONS: usize = 10;
 
@@ -118,6 +121,9 @@ impl Index {
                 if !files.insert(record.file) {
                     return Err("two versions have one file");
                 }
+            }
+            if secret.next > MAX_NUMBER {
+                return Err("the number of a version is too large");
             }
             if secret.next <= last {
                 return Err("the number of a secret's next version is in use");
