@@ -12,6 +12,8 @@ use proptest::prelude::*;
 
 #[path = "../common/callers.rs"]
 mod callers;
+#[path = "../common/mod.rs"]
+mod common;
 #[path = "../common/faulty.rs"]
 mod faulty;
 #[path = "../common/log.rs"]
@@ -22,10 +24,12 @@ mod world;
 mod core;
 mod language;
 mod model;
+mod mounted;
 
 use crate::core::Core;
 use language::{Op, System, ops, policies};
 use model::Model;
+use mounted::Mounted;
 
 /// Does the same to both, and compares.
 fn compare(system: &mut impl System, model: &mut Model, ops: &[Op]) -> Result<(), TestCaseError> {
@@ -50,4 +54,25 @@ proptest! {
     fn the_core_does_what_the_model_does(policy in policies(), ops in ops()) {
         compare(&mut Core::new(&policy), &mut Model::new(&policy), &ops)?;
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, max_shrink_iters: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_real_mount_does_what_the_model_does(policy in policies(), ops in ops()) {
+        if !common::machine::has(&common::machine::MOUNT) {
+            return Ok(());
+        }
+        // The store announces every change.
+        let ops: Vec<Op> = ops.into_iter().map(announced).collect();
+        compare(&mut Mounted::new(&policy), &mut Model::new(&policy), &ops)?;
+    }
+}
+
+fn announced(mut op: Op) -> Op {
+    if let Op::Put { announced, .. } | Op::Remove { announced, .. } = &mut op {
+        *announced = true;
+    }
+    op
 }
