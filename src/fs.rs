@@ -6,8 +6,9 @@
 //!
 //! What each call promises stands in `docs/semantics.md`.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -40,6 +41,7 @@ pub use types::{Attr, DirEntry, Kernel, Kind, Opened, TreeFigures, Xattr};
 
 use handles::{Handles, OpenFile};
 use inodes::{Inodes, Node, Occupied, SecretNode};
+use names::Listing;
 
 /// A reply: a value or an errno.
 pub type Reply<T> = Result<T, FsError>;
@@ -55,6 +57,7 @@ pub struct Tree {
     cache: Arc<Cache>,
     inodes: Inodes,
     handles: Handles,
+    listings: Mutex<HashMap<Name, Listing>>,
     kernel: OnceLock<Arc<dyn Kernel>>,
     started: Timestamp,
 }
@@ -75,6 +78,7 @@ impl Tree {
             cache,
             inodes: Inodes::new(),
             handles: Handles::default(),
+            listings: Mutex::default(),
             kernel: OnceLock::new(),
             started,
         })
@@ -283,7 +287,7 @@ impl Tree {
     /// Opens a directory: its listing is made now and stays the same until it is closed. Never fetches a value.
     pub fn opendir(self: &Arc<Self>, caller: Caller, ino: Ino) -> Answer<Reply<Fh>> {
         let tree = Arc::clone(self);
-        let add = move |entries: Reply<Vec<DirEntry>>| {
+        let add = move |entries: Reply<Arc<Vec<DirEntry>>>| {
             entries.map(|entries| tree.handles.add_directory(entries))
         };
         match self.inodes.get(ino) {
@@ -390,13 +394,13 @@ impl Tree {
     /// The services that `caller` may see.
     pub fn services(self: &Arc<Self>, caller: Caller) -> Answer<Reply<Vec<Name>>> {
         self.list_services(caller)
-            .map(|entries| Ok(entries?.into_iter().map(|entry| entry.name).collect()))
+            .map(|entries| Ok(entries?.iter().map(|entry| entry.name.clone()).collect()))
     }
 
     /// The names of a service's secrets that `caller` may see.
     pub fn names(self: &Arc<Self>, caller: Caller, service: &Name) -> Answer<Reply<Vec<Name>>> {
         let entries = self.list_secrets(caller, service.clone());
-        entries.map(|entries| Ok(entries?.into_iter().map(|entry| entry.name).collect()))
+        entries.map(|entries| Ok(entries?.iter().map(|entry| entry.name.clone()).collect()))
     }
 
     /// The value at a reference has changed: when the future ends, every following open sees the new one.

@@ -237,6 +237,8 @@ struct Table {
     secrets: HashMap<SecretPath, Ino>,
     /// How many look-ups the kernel holds of each.
     lookups: HashMap<Ino, u64>,
+    /// How often a name has lost its inode.
+    superseded: u64,
 }
 
 impl Inodes {
@@ -247,6 +249,7 @@ impl Inodes {
             services: HashMap::new(),
             secrets: HashMap::new(),
             lookups: HashMap::new(),
+            superseded: 0,
         }))
     }
 
@@ -340,6 +343,11 @@ impl Inodes {
         table.secrets.get(&node.path) == Some(&node.ino) && table.supersede(&node.path)
     }
 
+    /// As long as this number stays, so does the inode of each name.
+    pub(super) fn superseded(&self) -> u64 {
+        self.table().superseded
+    }
+
     pub(super) fn len(&self) -> usize {
         self.table().nodes.len()
     }
@@ -386,6 +394,7 @@ impl Table {
         let Some(ino) = self.secrets.remove(path) else {
             return false;
         };
+        self.superseded += 1;
         if !self.lookups.contains_key(&ino) {
             self.nodes.remove(&ino);
         }

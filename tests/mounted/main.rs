@@ -20,6 +20,7 @@ mod descriptors;
 mod keeper;
 mod matrix;
 mod namespaces;
+mod sealed;
 mod trouble;
 mod units;
 mod users;
