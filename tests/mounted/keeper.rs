@@ -527,12 +527,12 @@ fn a_start_that_fails_leaves_no_mount() {
         ..Setup::default()
     }
     .prepare();
-    let index = daemon.at("data/store.age");
+    let index = daemon.at("data/local.age");
     let kept = fs::read(&index).unwrap();
     fs::write(&index, b"damaged").unwrap();
     daemon.try_start().expect_err("a damaged store");
     assert_eq!(daemon.mounts(), []);
-    assert!(daemon.log().contains("store.age"), "{}", daemon.log());
+    assert!(daemon.log().contains("local.age"), "{}", daemon.log());
     fs::write(&index, kept).unwrap();
     fs::remove_dir(daemon.mountpoint()).unwrap();
     daemon.try_start().expect_err("no mountpoint");
