@@ -84,6 +84,20 @@ fn a_rekey_that_ended_early_is_done_again() {
 }
 
 #[test]
+fn of_many_rekeys_at_once_none_locks_the_store_for_ever() {
+    for _ in 0..4 {
+        let demo = Demo::new();
+        demo.put("billing/pw", b"value");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| demo.run(&["rekey"]));
+            }
+        });
+        assert_eq!(demo.get("billing/pw"), b"value");
+    }
+}
+
+#[test]
 fn doctor_finds_damage_and_mends_what_can_be_mended() {
     let demo = Demo::new();
     demo.put("billing/one", b"one");
