@@ -1,0 +1,25 @@
+//! What a command meets that the person who runs it did not choose: a umask, a folder of somebody else's.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use crate::Demo;
+
+#[test]
+fn a_umask_neither_opens_nor_closes_what_is_made() {
+    let demo = Demo::new();
+    for umask in ["0", "0777"] {
+        let _ = fs::remove_dir_all(demo.path("run"));
+        let listed = Command::new("sh")
+            .args(["-c", "umask $0; exec \"$@\"", umask])
+            .arg(env!("CARGO_BIN_EXE_secretfs"))
+            .args(["--config", &demo.arg("config.toml"), "ls"])
+            .status();
+        assert!(listed.unwrap().success());
+        for (name, expected) in [("run", 0o755), ("run/lock", 0o600)] {
+            let mode = fs::metadata(demo.path(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o7777, expected, "{name} with umask {umask}");
+        }
+    }
+}
