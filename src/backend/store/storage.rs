@@ -423,6 +423,10 @@ fn give(file: &impl AsFd, owner: Option<(Uid, Gid)>) -> io::Result<()> {
     if let Some((uid, gid)) = owner {
         let stat = fstat(file)?;
         if (stat.st_uid, stat.st_gid) != (uid.as_raw(), gid.as_raw()) {
+            // Whoever owns the folder may have linked a file of root's here.
+            if stat.st_nlink > 1 {
+                return Err(Errno::EMLINK.into());
+            }
             fchown(file, Some(uid), Some(gid))?;
         }
     }
