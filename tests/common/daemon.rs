@@ -336,7 +336,7 @@ impl Daemon {
                 description: None,
             })
             .collect();
-        store.put_all(&new).unwrap();
+        store.put_all(&new, &mut |_, _| {}).unwrap();
         drop(store);
         if let Some(uid) = setup.starter {
             fs::copy(env!("CARGO_BIN_EXE_secretfs"), self.at("secretfs")).unwrap();
