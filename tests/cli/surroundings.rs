@@ -1,7 +1,7 @@
 //! What a command meets that the person who runs it did not choose: a umask, a folder of somebody else's.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::process::Command;
 
 use crate::Demo;
@@ -22,4 +22,22 @@ fn a_umask_neither_opens_nor_closes_what_is_made() {
             assert_eq!(mode & 0o7777, expected, "{name} with umask {umask}");
         }
     }
+}
+
+#[test]
+fn nothing_is_made_in_a_folder_that_others_can_change() {
+    let demo = Demo::new();
+    let there = demo.path("shared");
+    fs::create_dir(&there).unwrap();
+    fs::set_permissions(&there, fs::Permissions::from_mode(0o777)).unwrap();
+    demo.bare(&["init", &demo.arg("shared")], b"")
+        .failed(2, "chmod go-w");
+    fs::set_permissions(&there, fs::Permissions::from_mode(0o755)).unwrap();
+    if fs::metadata(&there).unwrap().uid() == 0 {
+        chown(&there, Some(65_534), Some(65_534)).unwrap();
+        symlink("/etc/nowhere", there.join("identity.txt")).unwrap();
+        demo.bare(&["init", &demo.arg("shared")], b"")
+            .failed(2, "belongs to somebody else");
+    }
+    assert!(!there.join("store.age").exists());
 }
