@@ -40,7 +40,7 @@ pub use inodes::{Ino, Tell};
 pub use types::{Attr, DirEntry, Kernel, Kind, Opened, TreeFigures, Xattr};
 
 use handles::{Handles, OpenFile};
-use inodes::{Inodes, Node, SecretNode};
+use inodes::{Inodes, Node, Occupied, SecretNode};
 use names::Listing;
 
 /// A reply: a value or an errno.
@@ -213,10 +213,14 @@ impl Tree {
         let binding = node.binding(&self.catalogue.load());
         self.fetch_from(&permit, binding).map(move |fetch| {
             let reply = match &fetch {
-                Ok(served) => Ok(tree.opened(&node, &served.generation)),
+                Ok(served) => tree.opened(&node, &served.generation),
                 Err(error) => Err(FsError::from(error)),
             };
-            settle(permit, &fetch);
+            match reply {
+                // Nothing was given. Who came by path comes again at once, to the new inode.
+                Err(FsError::Superseded) => permit.waive(),
+                Ok(_) | Err(_) => settle(permit, &fetch),
+            }
             reply
         })
     }
@@ -262,6 +266,16 @@ impl Tree {
     /// Closes a file or a directory.
     pub fn release(&self, fh: Fh) {
         self.handles.remove(fh);
+    }
+
+    /// Whether the kernel still has to be told what [`Opened::tell`] says. To be asked right before, by the one thread
+    /// that tells: a second byte stored at the end would spoil what a first reader has in the page cache by then.
+    #[must_use]
+    pub fn is_untold(&self, tell: Tell) -> bool {
+        match self.inodes.get(tell.ino) {
+            Some(Node::Secret(node)) => node.is_untold(tell),
+            Some(Node::Root | Node::Service(_)) | None => false,
+        }
     }
 
     /// The kernel has been told what [`Opened::tell`] says.
@@ -434,15 +448,17 @@ impl Tree {
         }
     }
 
-    fn opened(&self, node: &Arc<SecretNode>, generation: &Arc<Generation>) -> Opened {
+    fn opened(&self, node: &Arc<SecretNode>, generation: &Arc<Generation>) -> Reply<Opened> {
         let reads = self.catalogue.load().look(&node.path).reads;
         // A superseded inode may stand for one generation after the other: never through the page cache.
         let cached = reads == Reads::Cached && self.inodes.is_current(node);
         let pinned = node.pin(generation, cached);
-        if pinned.outdates && self.inodes.supersede(node) {
-            // Nobody waits for this: the open that found it out has its value.
+        let outdates = pinned.map_or(true, |pinned| pinned.outdates);
+        if outdates && self.inodes.supersede(node) {
+            // Nobody waits for this: the open that found it out has its value, or comes again.
             drop(self.forget_names(vec![node.path.clone()]));
         }
+        let pinned = pinned.map_err(|Occupied| FsError::Superseded)?;
         let (node, generation, superseding) =
             (Arc::clone(node), Arc::clone(generation), pinned.superseding);
         let fh = self.handles.add_file(OpenFile {
@@ -451,12 +467,12 @@ impl Tree {
             reads,
             superseding,
         });
-        Opened {
+        Ok(Opened {
             fh,
             direct: pinned.direct,
             keep_pages: pinned.keep_pages,
             tell: pinned.tell,
-        }
+        })
     }
 
     /// Makes the kernel look these names up again; the future ends when it will, or after [`KERNEL_DEADLINE`].
