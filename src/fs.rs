@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use crate::access::{Access, Permit};
 use crate::audit::Outcome;
 use crate::backend::{BackendError, Reference};
-use crate::cache::{Cache, Fetch, Generation, Served};
+use crate::cache::{Binding, Cache, Fetch, Generation, Served};
 use crate::caller::Caller;
 use crate::config::Reads;
 use crate::secret::{Name, SecretPath};
@@ -210,7 +210,8 @@ impl Tree {
             Err(_) => return Answer::Ready(Err(FsError::Denied)),
         };
         let tree = Arc::clone(self);
-        self.fetch(&permit).map(move |fetch| {
+        let binding = node.binding(&self.catalogue.load());
+        self.fetch_from(&permit, binding).map(move |fetch| {
             let reply = match &fetch {
                 Ok(served) => tree.opened(&node, &served.generation),
                 Err(error) => Err(FsError::from(error)),
@@ -382,7 +383,11 @@ impl Tree {
 
     /// The value that a permit is for. The caller settles the permit when it knows how the access ended.
     pub fn fetch(&self, permit: &Permit) -> Answer<Fetch> {
-        match self.catalogue.load().binding(permit.path()) {
+        self.fetch_from(permit, self.catalogue.load().binding(permit.path()))
+    }
+
+    fn fetch_from(&self, permit: &Permit, binding: Option<Arc<Binding>>) -> Answer<Fetch> {
+        match binding {
             Some(binding) => self.cache.get(permit.path(), &binding),
             None => Answer::Ready(Err(BackendError::Absent(format!(
                 "{}: no binding and no source in the config",

@@ -5,11 +5,14 @@
 //! the file) until the kernel forgets it. No number is used twice.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+};
 
 use jiff::Timestamp;
 
-use crate::cache::Generation;
+use crate::cache::{Binding, Generation};
+use crate::fs::Catalogue;
 use crate::secret::{Name, SecretPath};
 
 /// An inode's number.
@@ -52,6 +55,8 @@ struct SecretState {
     open: Vec<Pins>,
     /// The generation whose pages the page cache may hold.
     pages: Option<u64>,
+    /// Where it is found, and which catalogue said so.
+    binding: Option<(Weak<Catalogue>, Arc<Binding>)>,
 }
 
 /// The open handles on one generation.
@@ -111,6 +116,20 @@ impl SecretNode {
 
     fn state(&self) -> MutexGuard<'_, SecretState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the secret is found. Asked at every open, so it is remembered as long as `catalogue` is the same.
+    pub(super) fn binding(&self, catalogue: &Arc<Catalogue>) -> Option<Arc<Binding>> {
+        let mut state = self.state();
+        // Not even a catalogue that is gone has its address given to another while we hold the weak pointer.
+        if let Some((from, binding)) = &state.binding
+            && from.as_ptr() == Arc::as_ptr(catalogue)
+        {
+            return Some(Arc::clone(binding));
+        }
+        let binding = catalogue.binding(&self.path)?;
+        state.binding = Some((Arc::downgrade(catalogue), Arc::clone(&binding)));
+        Some(binding)
     }
 
     /// The size and time to show now; the caller passes them on to the kernel.

@@ -182,8 +182,8 @@ impl System for Core {
         Some(self.world.asked())
     }
 
-    fn log(&mut self) -> Vec<String> {
-        self.world.log.lines()
+    fn log(&mut self) -> Option<Vec<String>> {
+        Some(self.world.log.lines())
     }
 }
 
