@@ -143,10 +143,17 @@ impl Filesystem for Adapter {
                 let handle = FileHandle(opened.fh.0);
                 match opened.tell {
                     None => reply.opened(handle, flags),
-                    Some(tell) => notices.size(tell, move || {
-                        tree.told(tell);
-                        reply.opened(handle, flags);
-                    }),
+                    Some(tell) => {
+                        let due = Arc::clone(&tree);
+                        notices.size(
+                            tell,
+                            move || due.is_untold(tell),
+                            move || {
+                                tree.told(tell);
+                                reply.opened(handle, flags);
+                            },
+                        );
+                    }
                 }
             },
         );

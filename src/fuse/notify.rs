@@ -16,6 +16,7 @@ use crate::secret::Name;
 enum Notice {
     Size {
         tell: Tell,
+        due: Box<dyn FnOnce() -> bool + Send>,
         then: Box<dyn FnOnce() + Send>,
     },
     Name {
@@ -39,10 +40,16 @@ impl Notices {
         (Self(sender), Queue(receiver))
     }
 
-    /// Tells the kernel an inode's size, then calls `then`, which answers the open.
-    pub(super) fn size(&self, tell: Tell, then: impl FnOnce() + Send + 'static) {
+    /// Tells the kernel an inode's size if that is still `due` by then, and calls `then`, which answers the open.
+    pub(super) fn size(
+        &self,
+        tell: Tell,
+        due: impl FnOnce() -> bool + Send + 'static,
+        then: impl FnOnce() + Send + 'static,
+    ) {
         if let Err(mpsc::SendError(Notice::Size { then, .. })) = self.0.send(Notice::Size {
             tell,
+            due: Box::new(due),
             then: Box::new(then),
         }) {
             then();
@@ -78,8 +85,10 @@ impl Queue {
 
 fn carry_out(notifier: &Notifier, notice: Notice) {
     match notice {
-        Notice::Size { tell, then } => {
-            if let Err(error) = tell_size(notifier, tell) {
+        Notice::Size { tell, due, then } => {
+            if due()
+                && let Err(error) = tell_size(notifier, tell)
+            {
                 tracing::warn!(%error, "the kernel was not told a size; sendfile(2) may see an old one until the next stat");
             }
             then();

@@ -120,7 +120,7 @@ class Calls:
 
     def run(self, command, fds):
         """A child with these descriptors, under their own numbers."""
-        done = subprocess.run(command, pass_fds=fds, stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
+        done = subprocess.run(command, pass_fds=fds, input=b"", capture_output=True, timeout=20)
         return {"code": done.returncode, "stdout": done.stdout.hex(), "stderr": done.stderr.hex()}
 
     def pid(self):
@@ -129,6 +129,7 @@ class Calls:
     def os(self, name, *args):
         """Any function of the module `os` whose result does not matter."""
         args = [arg["bytes"].encode() if isinstance(arg, dict) else arg for arg in args]
+        args = [tuple(arg) if isinstance(arg, list) else arg for arg in args]
         getattr(os, name)(*args)
 
 

@@ -15,9 +15,13 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod audit;
 mod descriptors;
 mod keeper;
 mod matrix;
 mod namespaces;
+mod sealed;
+mod trouble;
 mod units;
+mod users;
 mod values;
