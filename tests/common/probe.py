@@ -114,6 +114,15 @@ class Calls:
             raise OSError(ctypes.get_errno(), "getdents64")
         return written
 
+    def utime(self, path, seconds):
+        """os.utime takes no such times."""
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        times = (ctypes.c_int64 * 4)(seconds, 0, seconds, 0)
+        if libc.utimensat(-100, path.encode(), times, 0) != 0:
+            raise OSError(ctypes.get_errno(), "utimensat")
+
     def sendfile(self, fd):
         return through_a_pipe(lambda out, at: os.sendfile(out, fd, at, PIPE)).hex()
 

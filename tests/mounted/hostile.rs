@@ -2,13 +2,15 @@
 
 use std::fs;
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 
-use crate::common::daemon::Daemon;
-use crate::common::machine::needs;
+use crate::common::daemon::{Daemon, Setup};
+use crate::common::machine::{Need, needs};
 use crate::common::probe::{Probe, Who};
 use crate::common::{DEADLINE, eventually};
+use crate::users::Machine;
 
 const SERVICES: &str = r#"
 [services.a]
@@ -85,4 +87,26 @@ fn who_holds_a_directory_by_listing_it_for_ever_holds_up_no_other_service() {
         reader.cat(&daemon.path("b/x")),
         Ok(b"longer than it was before".to_vec())
     );
+}
+
+#[test]
+fn no_time_that_somebody_gives_a_file_ends_a_plain_users_server() {
+    needs!(Need::Program("fusermount3"));
+    let _machine = Machine::with("user_allow_other\n");
+    let setup = Setup {
+        services: SERVICES,
+        values: &VALUES,
+        starter: Some(1),
+        ..Setup::default()
+    };
+    let daemon = setup.start();
+    let server = daemon.server();
+    let mut stranger = daemon.probe(&Who::uid(4002));
+    for seconds in [i64::MIN, i64::MIN + 1, i64::MAX] {
+        for path in [daemon.mountpoint(), daemon.path("a")] {
+            let done = stranger.ask("utime", json!([path, seconds]));
+            assert_eq!(done, Err(Errno::EROFS), "{seconds}");
+        }
+    }
+    assert_eq!(daemon.server(), server, "{}", daemon.log());
 }
