@@ -107,8 +107,10 @@ impl Daemon {
         make_store(folder, many, clock);
         fs::write(folder.join("config.toml"), config(folder)).expect("a config");
         fs::create_dir(folder.join("secrets")).expect("a mountpoint");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_secretfs"));
+        // Told to end when this program does, however it ends.
+        let mut command = Command::new("setpriv");
         command
+            .args(["--pdeathsig", "TERM", env!("CARGO_BIN_EXE_secretfs")])
             .arg("--config")
             .arg(folder.join("config.toml"))
             .arg("mount");
@@ -188,7 +190,9 @@ fn make_store(folder: &Path, many: usize, clock: &Clock) {
         value,
         description: None,
     });
-    store.put_all(&new.collect::<Vec<_>>()).expect("written");
+    store
+        .put_all(&new.collect::<Vec<_>>(), &mut |_, _| {})
+        .expect("written");
     drop(store);
     let mut copy = Command::new("cp");
     copy.arg("-a");

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -268,7 +269,8 @@ fn parse(text: &SecretBytes) -> Result<Catalogue, StoreError> {
 /// The index after the restore: the numbers of the one before, the secrets of the export.
 fn merge(before: &Index, catalogue: Catalogue, mut values: Values) -> Result<Index, StoreError> {
     let mut index = before.clone();
-    for secret in index.services.values_mut().flat_map(BTreeMap::values_mut) {
+    let secrets = index.services.values_mut().flat_map(BTreeMap::values_mut);
+    for secret in secrets.map(Arc::make_mut) {
         secret.versions.clear();
         secret.description = None;
     }
@@ -320,7 +322,7 @@ fn unreadable(error: Unreadable) -> StoreError {
     match error {
         Unreadable::NeedsPassphrase => StoreError::NeedsPassphrase,
         Unreadable::WrongKey => StoreError::Archive(
-            "it is sealed to another identity: give the one that it was made for".into(),
+            "it is sealed to another identity: add the key that it was made for as a line to the identity file, and try again".into(),
         ),
         Unreadable::WrongPassphrase => {
             StoreError::Archive("this is not its passphrase: try again".into())

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
@@ -26,6 +27,9 @@ pub(super) const FORMAT: u64 = 1;
 /// No version has a larger number, which leaves room for more versions than there will ever be.
 const MAX_NUMBER: u64 = 1 << 63;
 
+/// No number of a version is larger: an export that somebody forged must not use the last one up.
+const MAX_VERSION: u64 = 1 << 53;
+
 /// How many versions of a secret are kept.
 pub(super) const KEPT_VERSIONS: usize = 10;
 
@@ -38,7 +42,8 @@ pub(super) struct Index {
     audit_key: Key,
     /// Whom the index and every value are sealed to.
     pub(super) recipients: Vec<Recipient>,
-    pub(super) services: BTreeMap<Name, BTreeMap<Name, Secret>>,
+    /// Each change makes an index of its own, which shares the secrets that stay as they are.
+    pub(super) services: BTreeMap<Name, BTreeMap<Name, Arc<Secret>>>,
 }
 
 /// One secret. Without versions it is what remains of a removed one, so that its numbers are never used again.
@@ -128,6 +133,9 @@ impl Index {
             if secret.next <= last {
                 return Err("the number of a secret's next version is in use");
             }
+            if secret.next > MAX_VERSION {
+                return Err("the number of a secret's next version is too large");
+            }
         }
         Ok(())
     }
@@ -154,7 +162,7 @@ impl Index {
                     service: service.clone(),
                     name: name.clone(),
                 };
-                (path, secret)
+                (path, secret.as_ref())
             })
         })
     }
@@ -170,6 +178,7 @@ impl Index {
         self.services
             .get(&path.service)
             .and_then(|secrets| secrets.get(&path.name))
+            .map(Arc::as_ref)
             .filter(|secret| !secret.versions.is_empty())
             .ok_or_else(|| StoreError::absent(path, None))
     }
@@ -210,15 +219,14 @@ impl Index {
 
     /// The secret's place, whether or not there is or was such a secret.
     pub(super) fn entry(&mut self, path: &SecretPath) -> &mut Secret {
-        self.services
-            .entry(path.service.clone())
-            .or_default()
-            .entry(path.name.clone())
-            .or_insert(Secret {
+        let secrets = self.services.entry(path.service.clone()).or_default();
+        Arc::make_mut(secrets.entry(path.name.clone()).or_insert_with(|| {
+            Arc::new(Secret {
                 next: 1,
                 description: None,
                 versions: Vec::new(),
             })
+        }))
     }
 
     /// Takes out one version or all, and gives their files.

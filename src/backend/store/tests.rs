@@ -283,6 +283,27 @@ fn a_link_in_the_place_of_a_file_is_not_followed() {
 }
 
 #[test]
+fn a_file_of_roots_is_not_given_away_under_the_name_of_the_lock() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    if !nix::unistd::geteuid().is_root() {
+        return skipped("only root can give a file away");
+    }
+    let (folder, store, identity) = new_store();
+    let file = store.path();
+    drop(store);
+    chown(&file, Some(65_534), Some(65_533)).unwrap();
+    let (lock, roots) = (
+        folder.path().join("store.d/lock"),
+        folder.path().join("shadow"),
+    );
+    std::fs::write(&roots, "").unwrap();
+    std::fs::remove_file(&lock).unwrap();
+    std::fs::hard_link(&roots, &lock).unwrap();
+    Store::open(&file, identity, Clock::manual()).unwrap_err();
+    assert_eq!(std::fs::metadata(&roots).unwrap().uid(), 0);
+}
+
+#[test]
 fn there_is_no_store_where_none_was_made() {
     let folder = tempfile::tempdir().unwrap();
     let identity = Identity::generate();
