@@ -307,8 +307,12 @@ impl Access {
         let event = account.event(Outcome::Denied, None);
         match written {
             Written::Soon => self.audit.record(event),
-            // A no stays a no, also when it cannot be written down.
-            Written::Now => drop(self.audit.record_now(event)),
+            // A no stays a no, also when it cannot be written down; then it waits like the others, or is counted as lost.
+            Written::Now => {
+                if self.audit.record_now(event.clone()).is_err() {
+                    self.audit.record(event);
+                }
+            }
         }
         denied
     }

@@ -158,6 +158,11 @@ impl Job<'_> {
         let references = binding.map(|binding| binding.references.clone());
         let mut absent = BackendError::Absent(path.to_string());
         for reference in references.unwrap_or_default() {
+            // Where the config names one version, no other is this service's.
+            let named = reference.version.as_ref();
+            if named.is_some_and(|named| named != version) {
+                continue;
+            }
             let reference = Reference {
                 version: Some(version.clone()),
                 ..reference

@@ -20,7 +20,8 @@ struct Bench {
 static BENCH: LazyLock<Bench> = LazyLock::new(|| {
     let folder = TempDir::new_in("/dev/shm").unwrap();
     let identity = Identity::generate();
-    let store = Store::create(&folder.path().join("store.age"), &identity, Clock::manual()).unwrap();
+    let store =
+        Store::create(&folder.path().join("store.age"), &identity, Clock::manual()).unwrap();
     let recipient = identity.recipients()[0].to_string().parse().unwrap();
     let path: SecretPath = "mine/mine".parse().unwrap();
     Bench {
@@ -41,7 +42,9 @@ fuzz_target!(|archive: &[u8]| {
         ..
     } = &*BENCH;
     if store.is_empty() {
-        store.put(path, &SecretBytes::new(b"mine".to_vec()), None).unwrap();
+        store
+            .put(path, &SecretBytes::new(b"mine".to_vec()), None)
+            .unwrap();
     }
     let before = (store.len(), store.services());
     let sealed = age::encrypt(recipient, archive).unwrap();

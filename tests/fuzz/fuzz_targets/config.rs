@@ -28,9 +28,15 @@ fuzz_target!(|text: &str| {
             assert!(!errors.0.is_empty());
             for error in &errors.0 {
                 let line = error.to_string();
-                assert!(line.starts_with("config.toml:") && !line.contains('\n'), "{line:?}");
+                assert!(
+                    line.starts_with("config.toml:") && !line.contains('\n'),
+                    "{line:?}"
+                );
                 let lines = text.lines().count() + 1;
-                assert!(error.line.is_none_or(|line| (1..=lines).contains(&line)), "{line:?}");
+                assert!(
+                    error.line.is_none_or(|line| (1..=lines).contains(&line)),
+                    "{line:?}"
+                );
             }
             return;
         }
@@ -41,7 +47,10 @@ fuzz_target!(|text: &str| {
         let own = service.secrets.values().flatten();
         service.allow.iter().chain(&service.manage).chain(own)
     });
-    for Rule { uids, gids, name, .. } in rules.chain(&policy.manage) {
+    for Rule {
+        uids, gids, name, ..
+    } in rules.chain(&policy.manage)
+    {
         assert!(uids.is_some() || gids.is_some(), "{name}");
     }
     assert!(unknown.is_empty() || text.len() > 10);
@@ -58,8 +67,14 @@ fuzz_target!(|text: &str| {
                 service: service.clone(),
                 name,
             };
-            assert!(!matches!(policy.check(&nobody, &path), Decision::Undecided(_)));
-            assert!(!matches!(policy.check(&nobody, &path), Decision::Allowed(_)), "{path}");
+            assert!(!matches!(
+                policy.check(&nobody, &path),
+                Decision::Undecided(_)
+            ));
+            assert!(
+                !matches!(policy.check(&nobody, &path), Decision::Allowed(_)),
+                "{path}"
+            );
             let binding = catalogue.binding(&path).unwrap();
             for reference in &binding.references {
                 assert!(config.backends.contains_key(&reference.backend));

@@ -6,7 +6,9 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use secretfs::control::protocol::{Failure, Header, Hello, MAX_REQUEST, Part, Reply, parse, parse_header};
+use secretfs::control::protocol::{
+    Failure, Header, Hello, MAX_REQUEST, Part, Reply, parse, parse_header,
+};
 use secretfs::control::wire::{Wire, WireError};
 use tokio::runtime::{Builder, Runtime};
 
@@ -14,7 +16,10 @@ static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Builder::new_current_thread().enable_time().build().unwrap());
 
 fuzz_target!(|bytes: &[u8]| {
-    let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .unwrap_or(bytes.len());
     let line = &bytes[..end];
     match parse_header(line) {
         Ok(header) => {
@@ -70,7 +75,9 @@ fn frames(bytes: &[u8], body: usize) {
                 rest = &rest[body..];
             }
             Err(error) => {
-                assert!(matches!(error, WireError::Closed | WireError::Broken(_)) && rest.len() < body);
+                assert!(
+                    matches!(error, WireError::Closed | WireError::Broken(_)) && rest.len() < body
+                );
                 return;
             }
         }

@@ -4,8 +4,7 @@
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use secretfs::cli::import::{Imported, ImportError, parse_env, parse_json};
-
+use secretfs::cli::import::{ImportError, Imported, parse_env, parse_json};
 
 fuzz_target!(|bytes: &[u8]| {
     let origin = Path::new("input");
@@ -24,7 +23,8 @@ fuzz_target!(|bytes: &[u8]| {
         same(imported, checked(parse_env(origin, &plain)));
     }
     if let Some(imported) = checked(parse_json(origin, bytes)) {
-        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(bytes).unwrap();
+        let object: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(bytes).unwrap();
         assert_eq!(object.len(), imported.len());
         for (name, value) in &imported {
             if let serde_json::Value::String(text) = &object[name.as_str()] {

@@ -10,21 +10,34 @@ fuzz_target!(|bytes: &[u8]| {
         let mut lines = text.lines().filter_map(|line| line.strip_prefix("Groups:"));
         let line = lines.next().unwrap();
         assert_eq!(lines.next(), None);
-        let numbers: Vec<u32> = line.split_whitespace().map(|word| word.parse().unwrap()).collect();
+        let numbers: Vec<u32> = line
+            .split_whitespace()
+            .map(|word| word.parse().unwrap())
+            .collect();
         assert_eq!(groups.iter().map(|gid| gid.0).collect::<Vec<_>>(), numbers);
     }
     let Ok(cgroup) = parse_cgroup(bytes) else {
         return;
     };
     let text = std::str::from_utf8(bytes).unwrap();
-    let mut parts = text.lines().flat_map(|line| line.splitn(3, ':').nth(2)).flat_map(|path| path.split('/'));
+    let mut parts = text
+        .lines()
+        .flat_map(|line| line.splitn(3, ':').nth(2))
+        .flat_map(|path| path.split('/'));
     if let Some(unit) = &cgroup.unit {
         assert!(unit.ends_with(".service") || unit.ends_with(".scope"));
-        assert!(parts.any(|part| part == unit || part.strip_prefix('_') == Some(unit)), "{unit}");
+        assert!(
+            parts.any(|part| part == unit || part.strip_prefix('_') == Some(unit)),
+            "{unit}"
+        );
     }
     if let Some(container) = &cgroup.container {
         assert_eq!(container.len(), 64);
-        assert!(container.bytes().all(|c| c.is_ascii_digit() || matches!(c, b'a'..=b'f')));
+        assert!(
+            container
+                .bytes()
+                .all(|c| c.is_ascii_digit() || matches!(c, b'a'..=b'f'))
+        );
         assert!(text.contains(container.as_str()));
         // Below a service nobody but that service decides what things are called.
         if let Some(unit) = &cgroup.unit {

@@ -13,7 +13,11 @@ fuzz_target!(|text: &str| {
         }
     };
     let printed = reference.to_string();
-    assert_eq!(printed.parse::<Reference>().as_ref(), Ok(&reference), "{printed}");
+    assert_eq!(
+        printed.parse::<Reference>().as_ref(),
+        Ok(&reference),
+        "{printed}"
+    );
     assert!(!printed.chars().any(char::is_control));
     assert!(!reference.path.is_empty() && !reference.path.starts_with('/'));
     for part in reference.path.split('/') {

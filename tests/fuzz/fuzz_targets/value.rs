@@ -14,7 +14,8 @@ fuzz_target!(|input: &[u8]| {
     let bytes = &input[end..];
     let value = SecretBytes::new(bytes.to_vec());
     let picked = field(&value, name);
-    let record: Option<serde_json::Map<String, serde_json::Value>> = serde_json::from_slice(bytes).ok();
+    let record: Option<serde_json::Map<String, serde_json::Value>> =
+        serde_json::from_slice(bytes).ok();
     match picked {
         Ok(picked) => {
             // Of members of one name serde_json keeps the last, the picker takes the first: compare only where there is one.
@@ -27,13 +28,16 @@ fuzz_target!(|input: &[u8]| {
                 match &record[name] {
                     serde_json::Value::String(text) => assert_eq!(text.as_bytes(), picked.expose()),
                     other => {
-                        let again: serde_json::Value = serde_json::from_slice(picked.expose()).unwrap();
+                        let again: serde_json::Value =
+                            serde_json::from_slice(picked.expose()).unwrap();
                         assert_eq!(again, *other);
                     }
                 }
             }
         }
-        Err(BackendError::Absent(_)) => assert!(record.is_none_or(|record| !record.contains_key(name))),
+        Err(BackendError::Absent(_)) => {
+            assert!(record.is_none_or(|record| !record.contains_key(name)))
+        }
         Err(BackendError::Unusable(why)) => {
             assert_eq!(why, format!("#{name}: the value is not a JSON object"));
         }
