@@ -57,13 +57,15 @@ pub enum KeeperError {
     #[error(transparent)]
     Mount(#[from] MountError),
     /// Another daemon, or a command, holds the lock.
-    #[error("{}: another daemon serves this config: see `secretfs status`, or end it with `secretfs unmount`", .0.display())]
+    #[error("{}: another daemon serves this config, or a command hangs: see `secretfs status` and `ps`, or end it with `secretfs unmount`", .0.display())]
     Locked(PathBuf),
     /// A file or folder of the daemon's.
-    #[error("{}: {why}", .path.display())]
+    #[error("{}: {why}: mend it, or name another folder as `{key}` in the config", .path.display())]
     File {
         /// Where.
         path: PathBuf,
+        /// The key of the config that says where.
+        key: &'static str,
         /// Why.
         why: io::Error,
     },
@@ -74,7 +76,7 @@ pub enum KeeperError {
     #[error("the server could not be started: {0}")]
     Start(io::Error),
     /// The server ended before it was ready, and has said why.
-    #[error("the server did not become ready: the line above says why")]
+    #[error("the server did not become ready")]
     NotReady(u8),
     /// The kernel failed a call that does not fail.
     #[error("the keeper: {0}")]
@@ -87,10 +89,10 @@ impl KeeperError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::NotReady(code) => *code,
+            Self::Identity(_) => 5,
             Self::Mount(_)
             | Self::Locked(_)
             | Self::File { .. }
-            | Self::Identity(_)
             | Self::Start(_)
             | Self::System(_) => 1,
         }
@@ -116,9 +118,10 @@ pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), K
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
-    make_folder(&config.runtime, 0o755, None)?;
+    make_folder(&config.runtime, "runtime", 0o755, None)?;
     make_folder(
         &config.state,
+        "state",
         0o700,
         config.user.as_ref().map(|user| user.uid),
     )?;
@@ -146,6 +149,7 @@ pub fn lock(runtime: &Path, clock: &Clock) -> Result<Flock<File>, KeeperError> {
     let path = runtime.join(LOCK);
     let fails = |why: io::Error| KeeperError::File {
         path: path.clone(),
+        key: "runtime",
         why,
     };
     // Nobody else may open it: any descriptor, even one for reading, could hold the lock and keep the daemon down.
@@ -214,11 +218,14 @@ impl Keeper<'_> {
                 Happened::Stop => return self.stop(serving),
                 Happened::Died(status) if ready.is_some() => {
                     self.clear(serving);
-                    let code = status
-                        .code()
-                        .and_then(|code| u8::try_from(code).ok())
-                        .unwrap_or(1);
-                    return Err(KeeperError::NotReady(code));
+                    return Err(
+                        match status.code().and_then(|code| u8::try_from(code).ok()) {
+                            Some(code) => KeeperError::NotReady(code),
+                            None => KeeperError::Start(io::Error::other(format!(
+                                "{status}, which the kernel's log may explain"
+                            ))),
+                        },
+                    );
                 }
                 Happened::Died(status) => {
                     let young = self.clock.now().duration_since(serving.started) < GROWN_UP;
@@ -473,6 +480,7 @@ fn listen(runtime: &Path) -> Result<UnixListener, KeeperError> {
     let path = runtime.join(control::SOCKET);
     let fails = |why: io::Error| KeeperError::File {
         path: path.clone(),
+        key: "runtime",
         why,
     };
     match fs::remove_file(&path) {
@@ -485,9 +493,15 @@ fn listen(runtime: &Path) -> Result<UnixListener, KeeperError> {
 }
 
 /// Makes a folder that is not there, for `owner`.
-fn make_folder(path: &Path, mode: u32, owner: Option<Uid>) -> Result<(), KeeperError> {
+fn make_folder(
+    path: &Path,
+    key: &'static str,
+    mode: u32,
+    owner: Option<Uid>,
+) -> Result<(), KeeperError> {
     let fails = |why: io::Error| KeeperError::File {
         path: path.to_owned(),
+        key,
         why,
     };
     if path.is_dir() {
