@@ -49,6 +49,9 @@ pub type Reply<T> = Result<T, FsError>;
 /// How long a change waits for the kernel to hear of it. Its next open sees the new value in any case.
 const KERNEL_DEADLINE: Duration = Duration::from_secs(1);
 
+/// How long an open waits for the readers of an older value to be done with an inode that two cannot share.
+const OCCUPIED: Duration = Duration::from_millis(200);
+
 /// The file system.
 #[derive(Debug)]
 pub struct Tree {
@@ -211,17 +214,33 @@ impl Tree {
         };
         let tree = Arc::clone(self);
         let binding = node.binding(&self.catalogue.load());
-        self.fetch_from(&permit, binding).map(move |fetch| {
-            let reply = match &fetch {
-                Ok(served) => tree.opened(&node, &served.generation),
-                Err(error) => Err(FsError::from(error)),
+        self.fetch_from(&permit, binding).then(move |fetch| {
+            let served = match &fetch {
+                Ok(served) => Arc::clone(&served.generation),
+                Err(error) => {
+                    let reply = Err(FsError::from(error));
+                    settle(permit, &fetch);
+                    return Answer::Ready(reply);
+                }
             };
-            match reply {
-                // Nothing was given. Who came by path comes again at once, to the new inode.
-                Err(FsError::Superseded) => permit.waive(),
-                Ok(_) | Err(_) => settle(permit, &fetch),
+            match tree.opened(&node, &served) {
+                Err(FsError::Superseded) => {}
+                reply => {
+                    settle(permit, &fetch);
+                    return Answer::Ready(reply);
+                }
             }
-            reply
+            // Most who read through the page cache are done in a moment.
+            Answer::Pending(Box::pin(async move {
+                let _ = tokio::time::timeout(OCCUPIED, node.vacated(&served)).await;
+                let reply = tree.opened(&node, &served);
+                match reply {
+                    // Nothing was given. Who came by path comes again at once, to the new inode.
+                    Err(FsError::Superseded) => permit.waive(),
+                    Ok(_) | Err(_) => settle(permit, &fetch),
+                }
+                reply
+            }))
         })
     }
 

@@ -19,6 +19,19 @@ impl<T: Send + 'static> Answer<T> {
         }
     }
 
+    /// The same answer, turned into another that may have to be waited for, too.
+    pub fn then<U>(self, change: impl FnOnce(T) -> Answer<U> + Send + 'static) -> Answer<U>
+    where
+        U: Send + 'static,
+    {
+        match self {
+            Self::Ready(value) => change(value),
+            Self::Pending(future) => {
+                Answer::Pending(Box::pin(async move { change(future.await).wait().await }))
+            }
+        }
+    }
+
     /// Waits for it.
     pub async fn wait(self) -> T {
         match self {

@@ -35,7 +35,13 @@ fn keeper_failure(error: &KeeperError) -> Failure {
 pub(crate) fn unmount(session: &mut Session) -> Result<(), Failure> {
     let served = session.daemon()?;
     if served {
-        let () = session.ask(Request::Unmount {})?;
+        let asked: Result<(), Failure> = session.ask(Request::Unmount {});
+        // Whoever died before it could answer holds no lock any more, and its mount is taken away below.
+        if let Err(failure) = asked
+            && session.try_lock()?.is_none()
+        {
+            return Err(failure);
+        }
         let deadline = session.clock.now() + END;
         // The keeper takes the socket away when everything else is gone.
         while session.socket().exists() {

@@ -5,11 +5,13 @@
 //! the file) until the kernel forgets it. No number is used twice.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
 };
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
 
 use crate::cache::{Binding, Generation};
 use crate::fs::Catalogue;
@@ -41,6 +43,8 @@ pub(super) struct SecretNode {
     pub(super) ino: Ino,
     pub(super) path: SecretPath,
     state: Mutex<SecretState>,
+    /// Told when the last handle on a generation is closed.
+    closed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -111,6 +115,7 @@ impl SecretNode {
             ino,
             path,
             state: Mutex::default(),
+            closed: Notify::new(),
         })
     }
 
@@ -162,11 +167,10 @@ impl SecretNode {
     pub(super) fn pin(&self, generation: &Generation, cached: bool) -> Result<Pinned, Occupied> {
         let (number, length) = (generation.number, length(generation));
         let mut state = self.state();
-        let others = || state.open.iter().filter(|pins| pins.number != number);
-        let superseding = others().next().is_some();
-        if length > state.size && others().any(|pins| pins.paged) {
+        if state.is_occupied(generation) {
             return Err(Occupied);
         }
+        let superseding = state.open.iter().any(|pins| pins.number != number);
         let last = state.shown.as_ref().map(|shown| shown.number);
         let outdates = last.is_some_and(|last| last < number);
         // What an overtaken fetch brought to an inode that has shown a newer generation by now.
@@ -221,12 +225,40 @@ impl SecretNode {
         if let Some(pins) = state.open.iter_mut().find(|pins| pins.number == number) {
             pins.count = pins.count.saturating_sub(1);
         }
+        let before = state.open.len();
         state.open.retain(|pins| pins.count > 0);
+        if state.open.len() < before {
+            self.closed.notify_waiters();
+        }
+    }
+
+    /// Waits until this generation can be opened here.
+    pub(super) async fn vacated(&self, generation: &Generation) {
+        loop {
+            let mut closed = pin!(self.closed.notified());
+            // From here on none is missed.
+            closed.as_mut().enable();
+            if !self.state().is_occupied(generation) {
+                return;
+            }
+            closed.await;
+        }
     }
 
     /// True while a handle on another generation is open.
     pub(super) fn is_shared_with_another_generation(&self, number: u64) -> bool {
         self.state().open.iter().any(|pins| pins.number != number)
+    }
+}
+
+impl SecretState {
+    /// Whether [`Occupied`] holds for this generation.
+    fn is_occupied(&self, generation: &Generation) -> bool {
+        let mut others = self
+            .open
+            .iter()
+            .filter(|pins| pins.number != generation.number);
+        length(generation) > self.size && others.any(|pins| pins.paged)
     }
 }
 

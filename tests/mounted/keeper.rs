@@ -228,7 +228,7 @@ fn the_server_dies_with_its_keeper_and_the_next_start_heals() {
     daemon.start_keeper();
     assert_eq!(daemon.mounts().len(), 1);
     assert_eq!(reader.cat(&daemon.path("a/x")), Ok(VALUE.to_vec()));
-    // And once more, with `unmount` as the cure.
+    // And once more, with `unmount` as the cure, at once.
     daemon.signal(Signal::SIGKILL);
     daemon.ended();
     daemon.secretfs(&["unmount"], b"").expect_ok();

@@ -195,11 +195,12 @@ impl System for Mounted {
     fn agrees(&self, op: &Op, seen: &Answer, expected: &Answer) -> bool {
         let recent = |listed| self.clock.now() - listed < Duration::from_secs(2);
         match (op, seen, expected) {
-            (Op::Stat { .. } | Op::StatPin { .. }, Ok(Seen::Size(_)), Ok(Seen::Size(_)))
-                if self.listed.is_some_and(recent) =>
-            {
-                true
-            }
+            // What a listing has just said of a file holds for a second, also of one whose value is gone.
+            (
+                Op::Stat { .. } | Op::StatPin { .. },
+                Ok(Seen::Size(_)),
+                Ok(Seen::Size(_)) | Err(libc::ENOENT),
+            ) if self.listed.is_some_and(recent) => true,
             // The kernel holds a name that somebody else looked up, and shows it to all.
             (Op::Stat { .. }, Ok(Seen::Size(_)), Err(libc::EACCES)) => true,
             (Op::List { .. }, Ok(Seen::Names(names)), Err(_)) => names.is_empty(),
