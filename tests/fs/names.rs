@@ -140,6 +140,31 @@ async fn a_listing_stays_as_it_was_opened() {
 }
 
 #[tokio::test]
+async fn a_listing_leads_where_its_names_lead_now() {
+    let world = world();
+    let plain = world.ino("app/plain").await;
+    let first = world.open(1, plain).await.unwrap();
+    // The value has grown old and the list of names is new, so that only the inode tells the listings apart.
+    world.later(61);
+    let before = world.ls(1, "app").await.unwrap();
+    world.a.put("app/plain", "another");
+    let second = world.open(1, plain).await.unwrap();
+    assert_eq!(world.read(1, second).unwrap(), "another");
+    let lists = world.asked().1;
+    let app = world.ino("app").await;
+    let fh = world.tree.opendir(caller(1), app).wait().await.unwrap();
+    let listed = world.tree.readdir(fh).unwrap();
+    let line = listed.iter().find(|line| line.name.as_str() == "plain");
+    assert_ne!(line.unwrap().ino, plain);
+    assert_eq!(line.unwrap().ino, world.ino("app/plain").await);
+    assert_eq!(listed.len(), before.len());
+    assert_eq!(world.asked().1, lists);
+    for fh in [first.fh, second.fh, fh] {
+        world.tree.release(fh);
+    }
+}
+
+#[tokio::test]
 async fn names_outlast_a_backend_that_cannot_be_reached() {
     let world = world();
     world.ls(1, "app").await.unwrap();
