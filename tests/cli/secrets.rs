@@ -15,7 +15,8 @@ fn a_value_comes_back_byte_for_byte() {
         demo.put("billing/one", value);
         assert_eq!(demo.get("billing/one"), value);
     }
-    demo.run(&["put", "billing/one"]).failed(1, "no value in it");
+    demo.run(&["put", "billing/one"])
+        .failed(1, "no value in it");
     demo.run(&["put", "billing/one", "--file", "/dev/null"])
         .done();
     assert_eq!(demo.get("billing/one"), b"");
