@@ -5,6 +5,8 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use nix::sys::stat::{Mode, umask};
+
 use crate::clock::Clock;
 use crate::config::{Config, ConfigErrors};
 use crate::control::{Failure, Kind};
@@ -32,6 +34,8 @@ use session::Session;
 /// Runs the program: from its arguments to its exit code.
 #[must_use]
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // Modes are meant as they are written: with 0 anyone could listen in our runtime folder, with 077 nobody reach it.
+    umask(Mode::S_IWGRP | Mode::S_IWOTH);
     let ended = match args::parse(arguments) {
         Ok(cli) => carry_out(cli),
         Err(Stop::Shown(text)) => {

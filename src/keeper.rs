@@ -187,6 +187,8 @@ struct Keeper<'a> {
 struct Serving {
     child: Child,
     started: Instant,
+    /// It has said [`READY`].
+    ready: bool,
     /// The server says [`READY`] and [`END`] here.
     word: UnixStream,
     /// Held so that a later server can take the mount over; for now its closing lets waiters go.
@@ -238,11 +240,61 @@ impl Keeper<'_> {
                         "the server died; starting it again"
                     );
                     self.clear(serving);
-                    std::thread::sleep(pause);
-                    serving = self.start()?;
+                    match self.start_again(&mut pause)? {
+                        Some(again) => serving = again,
+                        None => return Ok(()),
+                    }
                 }
             }
         }
+    }
+
+    /// Starts another server after a pause, as often as it takes: what is missing now, such as an identity that `rekey`
+    /// is replacing, may be there the next time. `None` if somebody wants an end instead.
+    fn start_again(&self, pause: &mut Duration) -> Result<Option<Serving>, KeeperError> {
+        loop {
+            if self.rest(*pause)? {
+                tell_systemd(NotifyState::Stopping);
+                self.remove_socket();
+                return Ok(None);
+            }
+            match self.start() {
+                Ok(serving) => return Ok(Some(serving)),
+                Err(error) => tracing::error!("the server was not started again: {error}"),
+            }
+            *pause = (*pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Waits. True, and at once, if somebody wants an end.
+    fn rest(&self, pause: Duration) -> Result<bool, KeeperError> {
+        let deadline = self.clock.now() + pause;
+        loop {
+            while let Some(signal) = self.signal()? {
+                if ends(signal) {
+                    return Ok(true);
+                }
+            }
+            let left = deadline.saturating_duration_since(self.clock.now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            let mut source = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            match poll(&mut source, timeout) {
+                Ok(0) => return Ok(false),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// The next signal, if there is one.
+    fn signal(&self) -> Result<Option<Signal>, KeeperError> {
+        let read = self.signals.read_signal()?;
+        Ok(read
+            .and_then(|signal| i32::try_from(signal.ssi_signo).ok())
+            .and_then(|number| Signal::try_from(number).ok()))
     }
 
     /// Mounts afresh and starts a server on it.
@@ -308,6 +360,7 @@ impl Keeper<'_> {
         Ok(Serving {
             child,
             started: self.clock.now(),
+            ready: false,
             word,
             device,
         })
@@ -324,16 +377,13 @@ impl Keeper<'_> {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
-            while let Some(signal) = self.signals.read_signal()? {
-                match i32::try_from(signal.ssi_signo)
-                    .ok()
-                    .and_then(|number| Signal::try_from(number).ok())
-                {
-                    Some(Signal::SIGINT | Signal::SIGTERM | Signal::SIGQUIT) => {
-                        return Ok(Happened::Stop);
-                    }
-                    Some(Signal::SIGHUP) => kill(pid(&serving.child), Signal::SIGHUP)?,
-                    Some(_) | None => {}
+            while let Some(signal) = self.signal()? {
+                if ends(signal) {
+                    return Ok(Happened::Stop);
+                }
+                // A server that is not ready reads the config anyway, and does not listen yet.
+                if signal == Signal::SIGHUP && serving.ready {
+                    kill(pid(&serving.child), Signal::SIGHUP)?;
                 }
             }
             if let Some(status) = serving.child.try_wait().map_err(KeeperError::Start)? {
@@ -345,7 +395,10 @@ impl Keeper<'_> {
                     // Its end is closed, so it is dying, and SIGCHLD follows.
                     std::thread::sleep(Duration::from_millis(1));
                 }
-                Ok(_) if byte == READY => return Ok(Happened::Ready),
+                Ok(_) if byte == READY => {
+                    serving.ready = true;
+                    return Ok(Happened::Ready);
+                }
                 Ok(_) => return Ok(Happened::Stop),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(KeeperError::Start(error)),
@@ -370,7 +423,7 @@ impl Keeper<'_> {
             std::thread::sleep(Duration::from_millis(5));
         }
         drop(serving.device);
-        let _ = fs::remove_file(self.config.runtime.join(control::SOCKET));
+        self.remove_socket();
         detached.map_err(|why| {
             MountError::Stays {
                 path: self.config.mount.clone(),
@@ -378,6 +431,10 @@ impl Keeper<'_> {
             }
             .into()
         })
+    }
+
+    fn remove_socket(&self) {
+        let _ = fs::remove_file(self.config.runtime.join(control::SOCKET));
     }
 
     /// After a server's death: waiters fail at once, and the place is free for a fresh mount.
@@ -394,6 +451,11 @@ fn tell_systemd(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "systemd does not hear");
     }
+}
+
+/// Whether this signal asks for an end.
+fn ends(signal: Signal) -> bool {
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT].contains(&signal)
 }
 
 fn pid(child: &Child) -> Pid {
@@ -449,6 +511,8 @@ fn make_folder(
         fs::create_dir_all(parent).map_err(fails)?;
     }
     DirBuilder::new().mode(mode).create(path).map_err(fails)?;
+    // Whatever the umask has left of it: a runtime folder that only root can enter keeps everyone else's commands out.
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(fails)?;
     if Uid::effective() == Uid::ROOT
         && let Some(owner) = owner
     {

@@ -17,7 +17,9 @@ use crate::cli::session::Session;
 use crate::cli::wrong_config;
 use crate::clock::Clock;
 use crate::config::template::{self, Places};
-use crate::config::{Account, Accounts, AuditTarget, BackendConfig, Config, StoreConfig, accounts};
+use crate::config::{
+    self, Account, Accounts, AuditTarget, BackendConfig, Config, StoreConfig, accounts,
+};
 use crate::control::{Failure, Kind};
 use crate::keeper::mountpoint::others_allowed;
 use crate::sys::{Gid, Tid, Uid};
@@ -212,6 +214,8 @@ fn places(dir: Option<&Path>, config: Option<&Path>) -> Result<Places, Failure> 
         (Some(dir), None) => {
             folder(dir, 0o755, None)?;
             let dir = fs::canonicalize(dir).map_err(|error| unmade(dir, &error))?;
+            // Its owner could put links in the way of what is made in it.
+            config::open::judge(&dir).map_err(usage)?;
             Places::below(&dir).map_err(usage)
         }
         (None, config) => {

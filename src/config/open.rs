@@ -51,7 +51,7 @@ fn open_as(path: &Path, us: Uid) -> Result<Opened, ConfigErrors> {
             ))
         }
     })?;
-    let descriptor = walk(&real, us).map_err(fail)?;
+    let descriptor = walk(&real, FILE, us).map_err(fail)?;
 
     let mut bytes = Vec::new();
     File::from(descriptor)
@@ -68,20 +68,35 @@ fn open_as(path: &Path, us: Uid) -> Result<Opened, ConfigErrors> {
     Ok(Opened { text, path: real })
 }
 
+/// Judges a folder, without links in its path, that a config is to stand in.
+///
+/// # Errors
+/// As [`open`], for the folder and those above it.
+pub fn judge(folder: &Path) -> Result<(), ConfigErrors> {
+    let judged = walk(folder, FOLDER, Uid::effective());
+    judged
+        .map(drop)
+        .map_err(|problem| ConfigErrors::one(folder, problem))
+}
+
+const FOLDER: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY);
+
+// Not blocking: a pipe is judged, and refused, rather than waited for.
+const FILE: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_NONBLOCK)
+    .union(OFlag::O_NOCTTY);
+
 /// Opens an absolute path without links, and judges each step of it.
-fn walk(path: &Path, us: Uid) -> Result<OwnedFd, String> {
-    let folder = OFlag::O_PATH | OFlag::O_DIRECTORY;
-    // Not blocking: a pipe is judged, and refused, rather than waited for.
-    let file = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+fn walk(path: &Path, last: OFlag, us: Uid) -> Result<OwnedFd, String> {
     let mut walked = PathBuf::from("/");
-    let mut at = step(nix::fcntl::AT_FDCWD, &walked, folder, &walked, us)?;
+    let mut at = step(nix::fcntl::AT_FDCWD, &walked, FOLDER, &walked, us)?;
     let mut parts = path.components().peekable();
     while let Some(part) = parts.next() {
         let Component::Normal(name) = part else {
             continue;
         };
         walked.push(name);
-        let kind = if parts.peek().is_some() { folder } else { file };
+        let kind = if parts.peek().is_some() { FOLDER } else { last };
         at = step(&at, Path::new(name), kind, &walked, us)?;
     }
     Ok(at)

@@ -29,6 +29,7 @@ use crate::policy::Reason;
 use crate::secret::{Name, SecretBytes, SecretPath};
 
 mod copies;
+mod import;
 mod reports;
 #[cfg(test)]
 mod tests;
@@ -132,6 +133,7 @@ impl Job<'_> {
     fn run(&self, request: Request, body: Body) -> Result<Answer, Failure> {
         match (request, body) {
             (Request::Put { path }, Body::Value(value)) => self.put(&path, &value),
+            (Request::Import { service }, Body::Value(batch)) => self.import(&service, &batch),
             (Request::Get { path, version }, _) => self.get(&path, version),
             (Request::List { service }, _) => self.list(service.as_ref()),
             (Request::History { path }, _) => self.history(&path),
@@ -154,9 +156,15 @@ impl Job<'_> {
             (Request::Unmount {}, _) => self.unmount(),
             (Request::Doctor {}, _) => self.doctor(),
             (Request::Audit(query), _) => self.audit(query),
-            (Request::Put { .. } | Request::Restore { .. } | Request::Rekey { .. }, _) => Err(
-                Failure::usage("the request came without what belongs to it"),
-            ),
+            (
+                Request::Put { .. }
+                | Request::Import { .. }
+                | Request::Restore { .. }
+                | Request::Rekey { .. },
+                _,
+            ) => Err(Failure::usage(
+                "the request came without what belongs to it",
+            )),
         }
     }
 

@@ -177,7 +177,9 @@ impl Mountpoint {
             .try_clone()
             .and_then(|theirs| pass_on(&theirs))
             .map_err(MountError::NoHelper)?;
-        let mut options = OsString::from("nosuid,nodev,noexec,subtype=secretfs,fsname=");
+        // Read-only: the kernel passes on to a writable mount what fuser cannot decode. Times before 1970 by more than a
+        // SystemTime holds, which any user may ask for with utimensat(2), end the server.
+        let mut options = OsString::from("ro,nosuid,nodev,noexec,subtype=secretfs,fsname=");
         options.push(escaped(self.source.as_os_str()));
         let others = others_allowed();
         if others {

@@ -77,10 +77,28 @@ fn a_rekey_that_ended_early_is_done_again() {
         fs::write(demo.path("identity.txt"), format!("{first}{second}")).unwrap();
         assert_eq!(demo.get("billing/pw"), b"value");
     }
+    // A key that was about to be written must not outlive the rekey that forgets it.
+    let left = demo.path(".identity.txt.new");
+    fs::write(&left, &new).unwrap();
     demo.run(&["rekey"]).done();
+    assert!(!left.exists());
     let last = fs::read_to_string(demo.path("identity.txt")).unwrap();
     assert_eq!(last.matches("AGE-SECRET-KEY-1").count(), 1);
     assert_eq!(demo.get("billing/pw"), b"value");
+}
+
+#[test]
+fn of_many_rekeys_at_once_none_locks_the_store_for_ever() {
+    for _ in 0..4 {
+        let demo = Demo::new();
+        demo.put("billing/pw", b"value");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| demo.run(&["rekey"]));
+            }
+        });
+        assert_eq!(demo.get("billing/pw"), b"value");
+    }
 }
 
 #[test]

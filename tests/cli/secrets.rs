@@ -172,6 +172,25 @@ fn many_at_once_and_what_to_delete_afterwards() {
 }
 
 #[test]
+fn an_import_that_fails_on_its_way_imports_nothing() {
+    let demo = Demo::new();
+    demo.edit("config.toml", |text| {
+        format!("{text}\n[services.db]\nsource = \"local:db\"\nallow = [{{ uid = 0 }}]\n[services.db.secrets]\nuser = \"local:db/record#user\"\n")
+    });
+    fs::write(demo.path("env"), "first='canary-7f3a'\nuser=bob\n").unwrap();
+    demo.run(&["import", "db", "--env", &demo.arg("env")])
+        .failed(2, "db/user: is a part or a version of local:db/record#user");
+    demo.run(&["get", "db/first"]).failed(3, "db/first");
+
+    fs::create_dir(demo.path("folder")).unwrap();
+    for name in ["a", "b", "c", "d"] {
+        fs::write(demo.path(&format!("folder/{name}")), vec![b'x'; 1 << 20]).unwrap();
+    }
+    demo.run(&["import", "web", "--dir", &demo.arg("folder")])
+        .failed(1, "import them in parts");
+}
+
+#[test]
 fn forty_writers_at_once_lose_nothing() {
     let demo = Demo::new();
     std::thread::scope(|scope| {

@@ -349,7 +349,7 @@ impl Daemon {
                 description: None,
             })
             .collect();
-        stores[0].put_all(&new).unwrap();
+        stores[0].put_all(&new, &mut |_, _| {}).unwrap();
         drop(stores);
         if let Some(uid) = setup.starter {
             fs::copy(env!("CARGO_BIN_EXE_secretfs"), self.at("secretfs")).unwrap();

@@ -17,6 +17,7 @@ mod common;
 
 mod audit;
 mod descriptors;
+mod hostile;
 mod keeper;
 mod matrix;
 mod namespaces;

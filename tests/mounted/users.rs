@@ -28,14 +28,14 @@ const DEVICES: [&str; 2] = ["/dev/fuse", "/dev/null"];
 
 /// `/etc/fuse.conf` and the modes of devices as a test wants them, and as they were when it ends.
 #[derive(Debug)]
-struct Machine {
+pub(crate) struct Machine {
     conf: Option<Vec<u8>>,
     modes: [u32; 2],
     _turn: std::sync::MutexGuard<'static, ()>,
 }
 
 impl Machine {
-    fn with(conf: &str) -> Self {
+    pub(crate) fn with(conf: &str) -> Self {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mode = |device| fs::metadata(device).unwrap().permissions().mode() & 0o7777;
