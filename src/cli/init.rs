@@ -335,16 +335,26 @@ fn begin_audit(
 }
 
 /// Everyone may read the config: it names no value, and the commands of all users need it.
+///
+/// It comes whole or not at all: the beginning of a config may be a config too, of something else.
 fn write_config(path: &Path, text: &str) -> Result<(), Failure> {
+    let new = path.with_extension("toml.new");
     let write = || -> io::Result<()> {
+        // An earlier `init` may have ended here.
+        if exists(&new).is_ok_and(|left| left) {
+            fs::remove_file(&new)?;
+        }
         let mut file = File::options()
             .write(true)
             .create_new(true)
             .mode(0o644)
-            .open(path)?;
+            .open(&new)?;
         file.set_permissions(Permissions::from_mode(0o644))?;
         file.write_all(text.as_bytes())?;
-        file.sync_all()
+        file.sync_all()?;
+        fs::hard_link(&new, path)?;
+        fs::remove_file(&new)?;
+        File::open(parent(path))?.sync_all()
     };
     write().map_err(|error| unmade(path, &error))
 }
@@ -411,6 +421,17 @@ mod tests {
         let failure = make(Some(folder.path()), None, &clock).unwrap_err();
         assert!(failure.message.contains("identity.txt"), "{failure}");
         assert!(!identity.exists());
+    }
+
+    #[test]
+    fn what_an_init_left_that_was_killed_becomes_no_config() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = folder.path().join("config.toml.new");
+        fs::write(&left, "mount =").unwrap();
+        make(Some(folder.path()), None, &Clock::default()).unwrap();
+        let config = Config::load(&folder.path().join("config.toml")).unwrap();
+        assert_eq!(config.mount, config.file.with_file_name("secrets"));
+        assert!(!left.exists());
     }
 
     #[test]

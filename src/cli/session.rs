@@ -167,14 +167,12 @@ impl Session {
     fn try_take(&self, name: &str) -> Result<Option<Flock<fs::File>>, Failure> {
         let path = self.config.runtime.join(name);
         let fails = |error: io::Error| {
-            if error.kind() != io::ErrorKind::PermissionDenied {
-                return Failure::failed(format!(
-                    "{}: {error}: mend it, or name another folder as `runtime` in the config",
-                    path.display()
-                ));
-            }
+            let mend = match error.kind() == io::ErrorKind::PermissionDenied {
+                true => "start it with `secretfs mount`, or be its owner",
+                false => "set `runtime` to a folder that can be written",
+            };
             Failure::failed(format!(
-                "no daemon serves {}, and without one you cannot work on it ({}: {error}): start it with `secretfs mount`, or be its owner",
+                "no daemon serves {}, and without one you cannot work on it ({}: {error}): {mend}",
                 self.config.file.display(),
                 path.display()
             ))

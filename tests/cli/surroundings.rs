@@ -25,6 +25,14 @@ fn a_umask_neither_opens_nor_closes_what_is_made() {
 }
 
 #[test]
+fn a_runtime_folder_that_cannot_be_is_named_with_its_mend() {
+    let demo = Demo::new();
+    let run = demo.arg("run");
+    demo.edit("config.toml", |text| text.replace(&run, "/proc/nowhere"));
+    demo.run(&["ls"]).failed(1, "set `runtime`");
+}
+
+#[test]
 fn nothing_is_made_in_a_folder_that_others_can_change() {
     let demo = Demo::new();
     let there = demo.path("shared");
