@@ -193,7 +193,12 @@ impl Daemon {
     /// A new version of a secret. When it returns, the daemon has acknowledged it.
     #[track_caller]
     pub(crate) fn put(&self, path: &str, value: &[u8]) {
-        self.secretfs(&["put", path], value).expect_ok();
+        // An empty stdin is refused.
+        let words: &[&str] = match value {
+            [] => &["put", path, "--file", "/dev/null"],
+            _ => &["put", path],
+        };
+        self.secretfs(words, value).expect_ok();
     }
 
     /// Something of this daemon's folder.
