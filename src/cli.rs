@@ -69,6 +69,11 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
     let output = Output::new(cli.json);
     let clock = Clock::default();
     let file = cli.config;
+    // Values pass through the commands; only the keeper never has one, and the server sees to itself.
+    if !matches!(cli.command, Command::Mount | Command::Up { .. }) {
+        crate::sys::forbid_dumps()
+            .map_err(|error| Failure::failed(format!("core dumps cannot be forbidden: {error}")))?;
+    }
     let session = || Session::new(load(&place(file.as_deref())?)?, output, clock.clone());
     match cli.command {
         Command::Up { dir } => init::up(dir.as_deref(), file.as_deref(), output, &clock),

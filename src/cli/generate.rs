@@ -353,7 +353,8 @@ mod tests {
             .spawn()
             .unwrap();
         let mut stdin = child.stdin.take().unwrap();
-        stdin.write_all(input.expose()).unwrap();
+        // openssl may end before it has read all, once it has what it was asked for.
+        let _ = stdin.write_all(input.expose());
         drop(stdin);
         let output = child.wait_with_output().unwrap();
         let complaint = String::from_utf8_lossy(&output.stderr);

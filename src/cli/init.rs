@@ -21,7 +21,6 @@ use crate::config::{
     self, Account, Accounts, AuditTarget, BackendConfig, Config, StoreConfig, accounts,
 };
 use crate::control::{Failure, Kind};
-use crate::keeper::mountpoint::others_allowed;
 use crate::sys::{Gid, Tid, Uid};
 
 /// The account that owns store, state and audit log, if it exists.
@@ -80,14 +79,9 @@ pub(crate) fn up(
     daemon::mount(&config, clock, || {
         let start = invocation(&config, config_given);
         let mount = config.mount.display();
-        let who = if Uid::effective() != Uid::ROOT && !others_allowed() {
-            "\nOnly you can read there: `user_allow_other` is not in /etc/fuse.conf, so no other user can.\n"
-        } else {
-            ""
-        };
         // What cannot be printed does not end the daemon.
         let _ = output.line(&format!(
-            "\nMounted at {mount}. In another shell:\n  {start} put demo/password --generate password:32\n  cat {mount}/demo/password\n  {start} allow demo --uid USER\n{who}\nCtrl-C unmounts."
+            "\nMounted at {mount}. In another shell:\n  {start} put demo/password --generate password:32\n  cat {mount}/demo/password\n  {start} allow demo --uid USER\n\nCtrl-C unmounts."
         ));
     })
 }

@@ -9,6 +9,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
@@ -113,11 +114,12 @@ fn step(
     let opened = openat(at, name, flags, Mode::empty())
         .and_then(|opened| Ok((fstat(&opened)?, opened)))
         .map_err(|error| {
-            format!(
-                "{} cannot be opened: {}: mend that (chmod, chown), or run this as who may read it",
-                walked.display(),
-                error.desc()
-            )
+            let mend = match error == Errno::EACCES {
+                true => "chmod it, or run this as who may read it",
+                false => "name another place",
+            };
+            let path = walked.display();
+            format!("{path} cannot be opened: {}: {mend}", error.desc())
         });
     let (stat, opened) = opened?;
     let verdict = if kind.contains(OFlag::O_DIRECTORY) {

@@ -137,8 +137,8 @@ fn words() -> Vec<Case> {
         case(
             "init in a file",
             "init @/config.toml",
-            1,
-            &["@/config.toml", "name another folder"],
+            2,
+            &["@/config.toml", "name another"],
         )
         .without_config(),
         case(

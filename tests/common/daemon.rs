@@ -193,13 +193,7 @@ impl Daemon {
     /// A new version of a secret. When it returns, the daemon has acknowledged it.
     #[track_caller]
     pub(crate) fn put(&self, path: &str, value: &[u8]) {
-        // Nothing on standard input is taken for a mistake.
-        let empty: &[&str] = match value {
-            [] => &["--file", "/dev/null"],
-            _ => &[],
-        };
-        let words = [&["put", path], empty].concat();
-        self.secretfs(&words, value).expect_ok();
+        self.secretfs(&["put", path], value).expect_ok();
     }
 
     /// Something of this daemon's folder.
