@@ -29,6 +29,7 @@ use crate::control;
 use crate::sys::{SecretMemory, Uid};
 
 pub mod mountpoint;
+pub mod runtime;
 
 use mountpoint::{MountError, Mountpoint, pass_on};
 
@@ -117,6 +118,7 @@ pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), K
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
     make_folder(&config.runtime, 0o755, None)?;
+    runtime::judge(&config.runtime)?;
     make_folder(
         &config.state,
         0o700,
