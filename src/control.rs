@@ -13,6 +13,7 @@ use crate::caller::Caller;
 use crate::secret::SecretBytes;
 
 pub mod answers;
+pub mod batch;
 pub mod client;
 pub mod handler;
 pub mod peer;

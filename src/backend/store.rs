@@ -169,14 +169,18 @@ impl Store {
             value,
             description,
         };
-        only(self.put_all(&[new])?, path)
+        only(self.put_all(&[new], &mut |_, _| {})?, path)
     }
 
     /// Writes a new version of each: all of them or, if it fails, none. The versions come in the same order.
     ///
     /// # Errors
     /// As [`Store::put`].
-    pub fn put_all(&self, new: &[NewValue<'_>]) -> Result<Vec<Version>, StoreError> {
+    pub fn put_all(
+        &self,
+        new: &[NewValue<'_>],
+        progress: Progress<'_>,
+    ) -> Result<Vec<Version>, StoreError> {
         for new in new {
             if new.value.len() > MAX_VALUE {
                 return Err(StoreError::TooLarge(new.path.clone()));
@@ -185,24 +189,27 @@ impl Store {
                 return Err(StoreError::Description(new.path.clone()));
             }
         }
-        self.put_while(&self.changing(), new)
+        self.put_while(&self.changing(), new, progress)
     }
 
     fn put_while(
         &self,
         _changing: &MutexGuard<'_, ()>,
         new: &[NewValue<'_>],
+        progress: Progress<'_>,
     ) -> Result<Vec<Version>, StoreError> {
         let state = self.state();
         let mut index = state.index.clone();
         let mut staged = self.stage();
         let (mut versions, mut pruned) = (Vec::new(), Vec::new());
+        let all = new.len();
         for new in new {
             let sealed = staged.add(&index.recipients, new.value)?;
             let created = self.0.clock.timestamp();
             let (version, too_many) = index.add(new.path, sealed, created, new.description);
             versions.push(Version::new(version.to_string()));
             pruned.extend(too_many);
+            progress(versions.len(), Some(all));
         }
         self.switch(index, state.identity.clone(), staged, Before::Keep)?;
         self.drop_values(&pruned);
@@ -311,7 +318,7 @@ impl Store {
             value: &self.get(path, Some(to))?.value,
             description: None,
         };
-        only(self.put_while(&changing, &[new])?, path)
+        only(self.put_while(&changing, &[new], &mut |_, _| {})?, path)
     }
 
     /// The key of the audit log's chain, which never changes.

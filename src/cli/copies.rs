@@ -7,7 +7,7 @@ use crate::backend::store::{
 };
 use crate::cli::input;
 use crate::cli::session::{Session, understand};
-use crate::config::{BackendConfig, StoreConfig};
+use crate::config::{BackendConfig, StoreConfig, edit};
 use crate::control::answers::Stored;
 use crate::control::client::Upload;
 use crate::control::{Failure, Kind, Request};
@@ -64,7 +64,12 @@ pub(crate) fn restore(
         backend: named(backend)?,
         replace,
     };
-    let stored: Stored = session.send(request, Upload::Stream(Box::new(copy)))?;
+    let stored: Stored = session
+        .send(request, Upload::Stream(Box::new(copy)))
+        .map_err(|failure| match failure.kind {
+            Kind::Failed => Failure::failed(format!("{}: {failure}", file.display())),
+            Kind::Busy | Kind::Usage | Kind::Absent | Kind::Denied | Kind::Unavailable => failure,
+        })?;
     if session.output.json {
         return session.output.print_json(&stored);
     }
@@ -102,6 +107,13 @@ pub(crate) fn rekey(
             "the identity comes from $CREDENTIALS_DIRECTORY, where secretfs cannot replace it: run rekey outside of the unit",
         ));
     }
+    // Of two at once, the one whose identity file stays would not be the one whose key the store is sealed to.
+    let _alone = path.parent().map(edit::lock).transpose().map_err(|error| {
+        Failure::failed(format!(
+            "{}: the identity cannot be changed: {error}",
+            path.display()
+        ))
+    })?;
     let old = Identity::load(&path, &Prompt::terminal())
         .map_err(|error| Failure::new(Kind::Unavailable, error.to_string()))?;
     let new = Identity::generate();

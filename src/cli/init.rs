@@ -14,9 +14,12 @@ use crate::backend::store::{Identity, Prompt, Store, write_whole};
 use crate::cli::daemon;
 use crate::cli::output::{Mood, Output, plain};
 use crate::cli::session::Session;
+use crate::cli::wrong_config;
 use crate::clock::Clock;
 use crate::config::template::{self, Places};
-use crate::config::{Account, Accounts, AuditTarget, BackendConfig, Config, StoreConfig, accounts};
+use crate::config::{
+    self, Account, Accounts, AuditTarget, BackendConfig, Config, StoreConfig, accounts,
+};
 use crate::control::{Failure, Kind};
 use crate::keeper::mountpoint::others_allowed;
 use crate::sys::{Gid, Tid, Uid};
@@ -65,8 +68,7 @@ pub(crate) fn up(
         tell(&initial, output)?;
     }
     let config_given = dir.is_some() || config.is_some();
-    let config =
-        Config::load(&initial.config.file).map_err(|errors| Failure::usage(errors.to_string()))?;
+    let config = Config::load(&initial.config.file).map_err(|errors| wrong_config(&errors))?;
     let mut session = Session::new(config.clone(), output, clock.clone())?;
     if session.daemon()? {
         return Err(Failure::failed(format!(
@@ -161,7 +163,7 @@ fn make(dir: Option<&Path>, config: Option<&Path>, clock: &Clock) -> Result<Init
         let text = template::text(&places, user, reader());
         (Config::parse(&text, &places.config), text)
     };
-    let config = config.map_err(|errors| Failure::usage(errors.to_string()))?;
+    let config = config.map_err(|errors| wrong_config(&errors))?;
     let owner = config.user.clone().filter(|_| root);
 
     let mut key = None;
@@ -204,7 +206,7 @@ fn make(dir: Option<&Path>, config: Option<&Path>, clock: &Clock) -> Result<Init
 }
 
 fn places(dir: Option<&Path>, config: Option<&Path>) -> Result<Places, Failure> {
-    let usage = |errors: crate::config::ConfigErrors| Failure::usage(errors.to_string());
+    let usage = |errors: crate::config::ConfigErrors| wrong_config(&errors);
     match (dir, config) {
         (Some(_), Some(_)) => Err(Failure::usage(
             "DIR and --config cannot stand together: the config is DIR/config.toml",
@@ -212,6 +214,8 @@ fn places(dir: Option<&Path>, config: Option<&Path>) -> Result<Places, Failure> 
         (Some(dir), None) => {
             folder(dir, 0o755, None)?;
             let dir = fs::canonicalize(dir).map_err(|error| unmade(dir, &error))?;
+            // Its owner could put links in the way of what is made in it.
+            config::open::judge(&dir).map_err(usage)?;
             Places::below(&dir).map_err(usage)
         }
         (None, config) => {
@@ -331,16 +335,26 @@ fn begin_audit(
 }
 
 /// Everyone may read the config: it names no value, and the commands of all users need it.
+///
+/// It comes whole or not at all: the beginning of a config may be a config too, of something else.
 fn write_config(path: &Path, text: &str) -> Result<(), Failure> {
+    let new = path.with_extension("toml.new");
     let write = || -> io::Result<()> {
+        // An earlier `init` may have ended here.
+        if exists(&new).is_ok_and(|left| left) {
+            fs::remove_file(&new)?;
+        }
         let mut file = File::options()
             .write(true)
             .create_new(true)
             .mode(0o644)
-            .open(path)?;
+            .open(&new)?;
         file.set_permissions(Permissions::from_mode(0o644))?;
         file.write_all(text.as_bytes())?;
-        file.sync_all()
+        file.sync_all()?;
+        fs::hard_link(&new, path)?;
+        fs::remove_file(&new)?;
+        File::open(parent(path))?.sync_all()
     };
     write().map_err(|error| unmade(path, &error))
 }
@@ -407,6 +421,17 @@ mod tests {
         let failure = make(Some(folder.path()), None, &clock).unwrap_err();
         assert!(failure.message.contains("identity.txt"), "{failure}");
         assert!(!identity.exists());
+    }
+
+    #[test]
+    fn what_an_init_left_that_was_killed_becomes_no_config() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = folder.path().join("config.toml.new");
+        fs::write(&left, "mount =").unwrap();
+        make(Some(folder.path()), None, &Clock::default()).unwrap();
+        let config = Config::load(&folder.path().join("config.toml")).unwrap();
+        assert_eq!(config.mount, config.file.with_file_name("secrets"));
+        assert!(!left.exists());
     }
 
     #[test]

@@ -12,15 +12,16 @@ use crate::cli::args::{Import, Put};
 use crate::cli::generate::{Spec, generate};
 use crate::cli::import::{Imported, parse_dir, parse_env, parse_json};
 use crate::cli::input;
-use crate::cli::output::{Mood, Progress, note, plain};
+use crate::cli::output::{Mood, note, plain};
 use crate::cli::session::{Session, understand};
 use crate::control::answers::{Kept, Listed, Removed, Touched};
 use crate::control::client::Upload;
-use crate::control::{Failure, Request};
-use crate::secret::{SecretBytes, SecretPath};
+use crate::control::protocol::MAX_BATCH;
+use crate::control::{Failure, Request, batch};
+use crate::secret::SecretBytes;
 
-/// No file that is imported is larger than this many bytes.
-const MAX_IMPORT: usize = 64 << 20;
+/// No file that is imported is larger than this many bytes: what is in it must fit one batch.
+const MAX_IMPORT: usize = 2 * MAX_BATCH;
 
 pub(crate) fn put(session: &mut Session, put: Put) -> Result<(), Failure> {
     if !put.value.is_empty() {
@@ -194,25 +195,16 @@ pub(crate) fn remove(
 pub(crate) fn import(session: &mut Session, import: Import) -> Result<(), Failure> {
     let service = input::service(&import.service, &session.config.mount)?;
     let (origin, found) = read_origin(&import)?;
-    let progress = Progress::new(&session.clock);
-    let total = u64::try_from(found.len()).unwrap_or(u64::MAX);
-    let mut done = Vec::new();
-    for (index, (name, value)) in found.into_iter().enumerate() {
-        let path = SecretPath {
-            service: service.clone(),
-            name,
-        };
-        let put = Request::Put { path: path.clone() };
-        let touched: Touched = session.send(put, Upload::Value(value)).map_err(|failure| {
-            let message = format!(
-                "{failure}: {index} of {total} were imported before {path}; importing again is safe"
-            );
+    let done: Vec<Touched> = session
+        .send(
+            Request::Import { service },
+            Upload::Value(batch::pack(&found)?),
+        )
+        .map_err(|failure| {
+            let message =
+                format!("{failure}: all were imported or none, and importing again is safe");
             Failure::new(failure.kind, message)
         })?;
-        progress.set(u64::try_from(index + 1).unwrap_or(u64::MAX), total);
-        done.push(touched);
-    }
-    drop(progress);
     if session.output.json {
         return session.output.print_json(&done);
     }

@@ -169,8 +169,12 @@ impl Session {
     fn try_take(&self, name: &str) -> Result<Option<Flock<fs::File>>, Failure> {
         let path = self.config.runtime.join(name);
         let fails = |error: io::Error| {
+            let mend = match error.kind() == io::ErrorKind::PermissionDenied {
+                true => "start it with `secretfs mount`, or be its owner",
+                false => "set `runtime` to a folder that can be written",
+            };
             Failure::failed(format!(
-                "no daemon serves {}, and without one you cannot work on it ({}: {error}): start it with `secretfs mount`, or be its owner",
+                "no daemon serves {}, and without one you cannot work on it ({}: {error}): {mend}",
                 self.config.file.display(),
                 path.display()
             ))

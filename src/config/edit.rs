@@ -230,8 +230,11 @@ fn still_allowed(name: &Name, gone: &RuleSpec, section: &ServiceConfig) -> Vec<S
         .collect()
 }
 
-/// Keeps others from changing a config in this folder. Waits up to five seconds.
-fn lock(folder: &Path) -> io::Result<Flock<File>> {
+/// Keeps others from changing the config, or an identity, that stands in this folder. Waits up to five seconds.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`] if somebody holds it all the time, else why it cannot be locked.
+pub fn lock(folder: &Path) -> io::Result<Flock<File>> {
     let mut folder = File::open(folder)?;
     for _ in 0..250 {
         folder = match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {

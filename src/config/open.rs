@@ -46,10 +46,12 @@ fn open_as(path: &Path, us: Uid) -> Result<Opened, ConfigErrors> {
                     .to_owned(),
             )
         } else {
-            fail(format!("it cannot be opened: {error}"))
+            fail(format!(
+                "it cannot be opened: {error}: mend that, or name another with --config FILE"
+            ))
         }
     })?;
-    let descriptor = walk(&real, us).map_err(fail)?;
+    let descriptor = walk(&real, FILE, us).map_err(fail)?;
 
     let mut bytes = Vec::new();
     File::from(descriptor)
@@ -66,20 +68,35 @@ fn open_as(path: &Path, us: Uid) -> Result<Opened, ConfigErrors> {
     Ok(Opened { text, path: real })
 }
 
+/// Judges a folder, without links in its path, that a config is to stand in.
+///
+/// # Errors
+/// As [`open`], for the folder and those above it.
+pub fn judge(folder: &Path) -> Result<(), ConfigErrors> {
+    let judged = walk(folder, FOLDER, Uid::effective());
+    judged
+        .map(drop)
+        .map_err(|problem| ConfigErrors::one(folder, problem))
+}
+
+const FOLDER: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY);
+
+// Not blocking: a pipe is judged, and refused, rather than waited for.
+const FILE: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_NONBLOCK)
+    .union(OFlag::O_NOCTTY);
+
 /// Opens an absolute path without links, and judges each step of it.
-fn walk(path: &Path, us: Uid) -> Result<OwnedFd, String> {
-    let folder = OFlag::O_PATH | OFlag::O_DIRECTORY;
-    // Not blocking: a pipe is judged, and refused, rather than waited for.
-    let file = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+fn walk(path: &Path, last: OFlag, us: Uid) -> Result<OwnedFd, String> {
     let mut walked = PathBuf::from("/");
-    let mut at = step(nix::fcntl::AT_FDCWD, &walked, folder, &walked, us)?;
+    let mut at = step(nix::fcntl::AT_FDCWD, &walked, FOLDER, &walked, us)?;
     let mut parts = path.components().peekable();
     while let Some(part) = parts.next() {
         let Component::Normal(name) = part else {
             continue;
         };
         walked.push(name);
-        let kind = if parts.peek().is_some() { folder } else { file };
+        let kind = if parts.peek().is_some() { FOLDER } else { last };
         at = step(&at, Path::new(name), kind, &walked, us)?;
     }
     Ok(at)
@@ -95,7 +112,13 @@ fn step(
     let flags = kind | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let opened = openat(at, name, flags, Mode::empty())
         .and_then(|opened| Ok((fstat(&opened)?, opened)))
-        .map_err(|error| format!("{} cannot be opened: {}", walked.display(), error.desc()));
+        .map_err(|error| {
+            format!(
+                "{} cannot be opened: {}: mend that (chmod, chown), or run this as who may read it",
+                walked.display(),
+                error.desc()
+            )
+        });
     let (stat, opened) = opened?;
     let verdict = if kind.contains(OFlag::O_DIRECTORY) {
         judge_folder(&stat, us)

@@ -29,6 +29,9 @@ pub const MAX_REPLY: usize = 64 << 20;
 /// The longest chunk, in bytes.
 pub const MAX_CHUNK: usize = 64 << 10;
 
+/// The largest batch of values, in bytes: a server reads it before it knows what the peer may do.
+pub const MAX_BATCH: usize = 4 << 20;
+
 /// What both sides say first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -56,6 +59,11 @@ pub enum Request {
     Put {
         /// Of this secret.
         path: SecretPath,
+    },
+    /// Keeps new versions of many secrets, of all or of none. The body is a [batch](super::batch).
+    Import {
+        /// Of this service.
+        service: Name,
     },
     /// Answers with the value.
     Get {
@@ -273,6 +281,7 @@ impl Request {
     pub fn max_body(&self) -> usize {
         match self {
             Self::Put { .. } => MAX_VALUE,
+            Self::Import { .. } => MAX_BATCH,
             Self::Rekey { .. } => MAX_REQUEST,
             Self::Get { .. }
             | Self::List { .. }

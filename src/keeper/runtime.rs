@@ -18,6 +18,7 @@ use crate::sys::Uid;
 pub fn judge(runtime: &Path) -> Result<(), KeeperError> {
     let refused = |path: &Path, why: io::Error| KeeperError::File {
         path: path.to_owned(),
+        key: "runtime",
         why,
     };
     let real = match runtime.canonicalize() {
@@ -29,12 +30,12 @@ pub fn judge(runtime: &Path) -> Result<(), KeeperError> {
         let found = fs::metadata(folder).map_err(|error| refused(folder, error))?;
         let (owner, mode) = (Uid(found.uid()), found.mode());
         if owner != Uid::ROOT && owner != Uid::effective() {
-            let why = "belongs to somebody else, who could stand in for the daemon: chown root it, or name another folder as `runtime` in the config";
+            let why = "belongs to somebody else, who could stand in for the daemon: chown root it";
             return Err(refused(folder, io::Error::other(why)));
         }
         let sticky = folder != real && mode & libc::S_ISVTX != 0 && owner == Uid::ROOT;
         if mode & (libc::S_IWGRP | libc::S_IWOTH) != 0 && !sticky {
-            let why = "can be written by others, who could stand in for the daemon: chmod go-w it, or name another folder as `runtime` in the config";
+            let why = "can be written by others, who could stand in for the daemon: chmod go-w it";
             return Err(refused(folder, io::Error::other(why)));
         }
     }

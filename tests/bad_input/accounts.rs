@@ -52,20 +52,20 @@ pub(crate) fn cases() -> Vec<Case> {
             "a wildcard unit",
             "allow billing --uid 5 --unit *.service",
             2,
-            &["--unit", "name the unit"],
+            &["the rule", "name the unit"],
         )
         .or_served(),
         case(
             "a unit that is none",
             "allow billing --uid 5 --unit billing",
             2,
-            &["--unit", "billing.service"],
+            &["the rule", "billing.service"],
         ),
         case(
             "a short container",
             "allow billing --uid 5 --container 3f4a",
             2,
-            &["--container", "64"],
+            &["the rule", "64"],
         ),
         case(
             "a rule to take back that is not there",
@@ -267,8 +267,8 @@ pub(crate) fn cases() -> Vec<Case> {
         case(
             "a stranger rekeys",
             "rekey",
-            4,
-            &["denied", "`manage`", "65533"],
+            5,
+            &["@/identity.txt", "Permission denied", "its owner"],
         )
         .uid(STRANGER)
         .served(),

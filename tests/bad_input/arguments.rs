@@ -62,7 +62,7 @@ fn words() -> Vec<Case> {
             &["`ps` shows it"],
         )
         .word(format!("-{CANARY}").as_bytes()),
-        case("a value instead of a path", "put", 2, &["SERVICE/NAME"])
+        case("a value instead of a path", "put", 2, &["PATH"])
             .word(CANARY.as_bytes())
             .or_served(),
         case(
@@ -245,7 +245,7 @@ fn names() -> Vec<Case> {
             "a version that never was",
             "get billing/two --version 9",
             3,
-            &["billing/two", "9", "secretfs history billing/two"],
+            &["billing/two", "secretfs history billing/two"],
         )
         .or_served(),
         case(
@@ -267,22 +267,23 @@ fn names() -> Vec<Case> {
             "a rollback to what never was",
             "rollback billing/two --to 9",
             3,
-            &["billing/two", "9", "secretfs history billing/two"],
+            &["billing/two", "secretfs history billing/two"],
         )
         .or_served(),
         case(
             "the removal of a version that never was",
             "rm billing/two --version 9",
             3,
-            &["billing/two", "9", "secretfs history billing/two"],
+            &["billing/two", "secretfs history billing/two"],
         )
         .or_served(),
         case(
             "a value into a service without a place",
             "put other/x",
             2,
-            &["other/x", "[services.other]", "source"],
+            &["other/x", "[services.other]", "secretfs allow other"],
         )
+        .input("x")
         .given(|place| {
             place.reconfigure("[defaults]\nsource = \"local\"\nallow = [{ uid = 0 }]", "")
         }),

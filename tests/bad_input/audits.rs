@@ -11,7 +11,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "an audit log that is a folder",
             "get billing/two",
             1,
-            &["@/audit.jsonl", "not a regular file", "[audit]"],
+            &["@/audit.jsonl", "[audit]"],
             |place| {
                 place.folder("audit.jsonl");
             },
@@ -99,7 +99,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "a daemon whose audit log is a folder",
             "mount",
             1,
-            &["@/audit.jsonl", "not a regular file", "[audit]"],
+            &["@/audit.jsonl", "[audit]"],
             |place| {
                 place.folder("audit.jsonl");
             },
@@ -140,18 +140,8 @@ pub(crate) fn cases() -> Vec<Case> {
             },
         ),
         with(
-            "an audit log that is gone",
-            "audit --denied",
-            1,
-            &["@/audit.jsonl"],
-            |place| {
-                place.remove("audit.jsonl");
-            },
-        )
-        .served(),
-        with(
             "a state folder that is a file",
-            "get billing/two",
+            "mount",
             1,
             &["@/state", "`state`"],
             |place| {
@@ -161,7 +151,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         with(
             "a count of starts that is none",
-            "get billing/two",
+            "mount",
             1,
             &["@/state/epoch", "remove it"],
             |place| {

@@ -2,6 +2,9 @@
 
 use crate::{CANARY, Case, Place, case};
 
+/// A value that needs no quotes in any format.
+const PLAIN: &str = "canary-Pq4nMw8";
+
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = exports();
     cases.extend(imports());
@@ -75,7 +78,7 @@ fn exports() -> Vec<Case> {
             "a restore of garbage",
             "restore @/garbage --replace",
             1,
-            &["@/garbage", "not a copy that `secretfs export` made"],
+            &["@/garbage", "damaged", "use another export"],
         )
         .given(|place| place.write("garbage", CANARY))
         .or_served(),
@@ -83,7 +86,7 @@ fn exports() -> Vec<Case> {
             "a restore of an empty file",
             "restore @/empty --replace",
             1,
-            &["@/empty", "not a copy that `secretfs export` made"],
+            &["@/empty", "damaged", "use another export"],
         )
         .given(|place| place.write("empty", ""))
         .or_served(),
@@ -121,7 +124,7 @@ fn exports() -> Vec<Case> {
             "a restore of a value",
             "restore @/value.age --replace",
             1,
-            &["@/value.age", "not a copy that `secretfs export` made"],
+            &["@/value.age", "damaged", "use another export"],
         )
         .given(|place| place.write("value.age", place.read(place.newest_value())))
         .or_served(),
@@ -163,14 +166,14 @@ fn imports() -> Vec<Case> {
         let mut says = says.to_vec();
         says.extend(["@/.env", "nothing was imported"]);
         case(what, "import billing --env @/.env", 1, &says)
-            .given(move |place| place.write(".env", text.replace("CANARY", CANARY)))
+            .given(move |place| place.write(".env", text.replace("CANARY", PLAIN)))
             .or_served()
     };
     let json = |what, text: &'static str, says: &[&str]| {
         let mut says = says.to_vec();
         says.extend(["@/s.json", "nothing was imported"]);
         case(what, "import billing --json @/s.json", 1, &says)
-            .given(move |place| place.write("s.json", text.replace("CANARY", CANARY)))
+            .given(move |place| place.write("s.json", text.replace("CANARY", PLAIN)))
             .or_served()
     };
     let dir = |what, says: &[&str], given: fn(&Place)| {
@@ -196,7 +199,7 @@ fn imports() -> Vec<Case> {
             "an import from a folder as a file",
             "import billing --env @/store.d",
             1,
-            &["@/store.d", "nothing was imported"],
+            &["@/store.d", "name a file"],
         ),
         case(
             "an import from a file as a folder",
@@ -212,7 +215,7 @@ fn imports() -> Vec<Case> {
         env(
             "a name that is none",
             "A=x\nB!=CANARY\n",
-            &["rename", "1 to 128 letters"],
+            &["line 2", "NAME=VALUE"],
         ),
         env(
             "a name twice",
@@ -248,7 +251,7 @@ fn imports() -> Vec<Case> {
         json(
             "a JSON name twice",
             "{\"a\": \"x\", \"a\": \"CANARY\"}",
-            &["a more than once"],
+            &["a more than once", "leave one"],
         ),
         json("an empty object", "{}", &["there is no secret in it"]),
         dir(
@@ -262,8 +265,10 @@ fn imports() -> Vec<Case> {
         dir("a folder in a folder", &["not a regular file"], |place| {
             place.folder("in/more")
         }),
-        dir("a file that is too large", &["more than 1 MiB"], |place| {
-            place.write("in/large", vec![b'x'; (1 << 20) + 1])
-        }),
+        dir(
+            "a file in a folder that is too large",
+            &["more than 1 MiB"],
+            |place| place.write("in/large", vec![b'x'; (1 << 20) + 1]),
+        ),
     ]
 }

@@ -2,17 +2,25 @@
 
 use std::fs;
 
-use crate::scratch::READER;
 use crate::{Case, Place, case};
 
 type Given = fn(&Place);
 
 const INDEX: &[(&str, &str, &[&str], Given)] = &[
     (
+        "no index",
+        "a daemon without an index",
+        &["the index is missing", "doctor --repair"],
+        |place| place.remove("store.age"),
+    ),
+    (
         "no store",
         "a daemon without a store",
         &["no store", "secretfs init"],
-        |place| place.remove("store.age"),
+        |place| {
+            place.remove("store.age");
+            place.remove("store.d");
+        },
     ),
     (
         "an empty index",
@@ -109,7 +117,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let value = |what, says: &[&str], given: Given| {
         let mut says = says.to_vec();
         says.extend(["@/store.d/", "billing/canary"]);
-        case(what, "get billing/canary", 5, &says).given(given)
+        case(what, "get billing/canary", 1, &says).given(given)
     };
     let served = |what, says: &[&str], given: Given| {
         let mut says = says.to_vec();
@@ -143,7 +151,13 @@ pub(crate) fn cases() -> Vec<Case> {
                 fs::copy(&values[0], &values[2]).unwrap();
             },
         ),
-        value("a value that is a folder", &["doctor"], |place| {
+        case(
+            "a value that is a folder",
+            "get billing/canary",
+            5,
+            &["@/store.d/", "not a regular file", "secretfs doctor"],
+        )
+        .given(|place| {
             let path = place.newest_value();
             place.folder(path);
         }),
@@ -163,51 +177,29 @@ pub(crate) fn cases() -> Vec<Case> {
         case(
             "a rollback to a damaged value",
             "rollback billing/two --to 1",
-            5,
+            1,
             &["@/store.d/", "damaged", "doctor"],
         )
         .given(|place| place.flip(&place.values()[0])),
         case(
             "an export of a damaged store",
             "export @/new.age",
-            5,
+            1,
             &["@/store.d/", "damaged", "doctor"],
         )
         .given(|place| place.flip(place.newest_value())),
         case(
             "a rekeying of a damaged store",
             "rekey --recipient age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p",
-            5,
-            &["@/store.d/", "damaged", "doctor"],
-        )
-        .given(|place| place.flip(place.newest_value())),
-        case(
-            "a store of another user",
-            "get billing/two",
-            5,
-            &["@/store.age", "61001"],
-        )
-        .given(|place| place.chown("store.age", READER)),
-        case(
-            "a repair without anything to repair from",
-            "doctor --repair --json",
             1,
-            &["@/store.age", "restore"],
+            &[
+                "@/store.d/",
+                "damaged",
+                "@/identity.txt now holds the old key and a new one",
+            ],
         )
-        .given(|place| {
-            place.write("store.age", "");
-            for entry in fs::read_dir(place.at("store.d")).unwrap() {
-                let path = entry.unwrap().path();
-                if path
-                    .file_name()
-                    .unwrap()
-                    .to_string_lossy()
-                    .starts_with("index")
-                {
-                    fs::remove_file(path).unwrap();
-                }
-            }
-        }),
+        .given(|place| place.flip(place.newest_value()))
+        .changes("identity.txt"),
         case(
             "a repair while a daemon serves",
             "doctor --repair",

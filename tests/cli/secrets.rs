@@ -11,10 +11,15 @@ use crate::Demo;
 fn a_value_comes_back_byte_for_byte() {
     let demo = Demo::new();
     let all: Vec<u8> = (0..=255).collect();
-    for value in [&b"hunter2"[..], b"", b"line\n", b"\r\n\0\n", &all] {
+    for value in [&b"hunter2"[..], b"line\n", b"\r\n\0\n", &all] {
         demo.put("billing/one", value);
         assert_eq!(demo.get("billing/one"), value);
     }
+    demo.run(&["put", "billing/one"])
+        .failed(1, "no value in it");
+    demo.run(&["put", "billing/one", "--file", "/dev/null"])
+        .done();
+    assert_eq!(demo.get("billing/one"), b"");
     let largest = vec![7; 1 << 20];
     demo.put("billing/large", &largest);
     assert_eq!(demo.get("billing/large"), largest);
@@ -81,7 +86,7 @@ fn listings_are_one_secret_a_line() {
 #[test]
 fn json_carries_a_value_in_base64_with_its_version() {
     let demo = Demo::new();
-    for value in [&b"\xff\x00 any"[..], b"", b"a"] {
+    for value in [&b"\xff\x00 any"[..], b"a"] {
         demo.put("billing/pw", value);
         let got = demo.json(&["get", "billing/pw"]);
         let decoded = STANDARD.decode(got["value"].as_str().unwrap()).unwrap();
@@ -164,6 +169,25 @@ fn many_at_once_and_what_to_delete_afterwards() {
     fs::write(demo.path("bad.json"), r#"{"user": canary-7f3a}"#).unwrap();
     demo.run(&["import", "db", "--json", &demo.arg("bad.json")])
         .failed(1, "bad.json");
+}
+
+#[test]
+fn an_import_that_fails_on_its_way_imports_nothing() {
+    let demo = Demo::new();
+    demo.edit("config.toml", |text| {
+        format!("{text}\n[services.db]\nsource = \"local:db\"\nallow = [{{ uid = 0 }}]\n[services.db.secrets]\nuser = \"local:db/record#user\"\n")
+    });
+    fs::write(demo.path("env"), "first='canary-7f3a'\nuser=bob\n").unwrap();
+    demo.run(&["import", "db", "--env", &demo.arg("env")])
+        .failed(2, "db/user: is a part or a version of local:db/record#user");
+    demo.run(&["get", "db/first"]).failed(3, "db/first");
+
+    fs::create_dir(demo.path("folder")).unwrap();
+    for name in ["a", "b", "c", "d"] {
+        fs::write(demo.path(&format!("folder/{name}")), vec![b'x'; 1 << 20]).unwrap();
+    }
+    demo.run(&["import", "web", "--dir", &demo.arg("folder")])
+        .failed(1, "import them in parts");
 }
 
 #[test]

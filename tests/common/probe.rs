@@ -168,8 +168,9 @@ impl Probe {
         self.wire.get_mut().write_all(line.as_bytes()).unwrap();
     }
 
+    /// A call that gives bytes.
     #[track_caller]
-    fn bytes(&mut self, op: &str, args: Value) -> Got<Vec<u8>> {
+    pub(crate) fn bytes(&mut self, op: &str, args: Value) -> Got<Vec<u8>> {
         self.ask(op, args).map(|value| unhex(&value))
     }
 

@@ -132,6 +132,50 @@ fn a_killed_server_is_started_again_and_reads_work() {
 }
 
 #[test]
+fn a_server_that_cannot_be_started_again_is_as_soon_as_it_can() {
+    needs!();
+    let mut daemon = start();
+    let mut reader = daemon.probe(&Who::uid(4001));
+    let (identity, away) = (daemon.at("identity.txt"), daemon.at("away.txt"));
+    fs::rename(&identity, &away).unwrap();
+    kill(daemon.server(), Signal::SIGKILL).unwrap();
+    let said = eventually(DEADLINE, || {
+        daemon.log().matches("not started again").count() > 1
+    });
+    assert!(said, "{}", daemon.log());
+    assert_eq!(daemon.mounts(), [], "no mount without a server");
+    assert_eq!(reader.open(&daemon.path("a/x")), Err(Errno::ENOENT));
+    fs::rename(&away, &identity).unwrap();
+    reads_again(&mut reader, &daemon.path("a/x"));
+    // Whoever wants an end does not wait for the pause.
+    fs::rename(&identity, &away).unwrap();
+    kill(daemon.server(), Signal::SIGKILL).unwrap();
+    let said = eventually(DEADLINE, || {
+        daemon.log().matches("not started again").count() > 3
+    });
+    assert!(said, "{}", daemon.log());
+    daemon.stop();
+    assert!(!daemon.at("run/control.sock").exists());
+}
+
+#[test]
+fn the_runtime_folder_can_be_entered_whatever_the_umask() {
+    needs!();
+    use std::os::unix::fs::PermissionsExt;
+    let mut daemon = Setup {
+        services: SERVICES,
+        values: &VALUES,
+        wrapped: &["/bin/sh", "-c", "umask 077; \"$0\" \"$@\"; exit $?"],
+        ..Setup::default()
+    }
+    .prepare();
+    fs::remove_dir(daemon.at("run")).unwrap();
+    daemon.start_keeper();
+    let mode = fs::metadata(daemon.at("run")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o755);
+}
+
+#[test]
 fn who_waits_for_a_server_that_dies_fails_at_once() {
     needs!();
     let daemon = start();
@@ -527,12 +571,12 @@ fn a_start_that_fails_leaves_no_mount() {
         ..Setup::default()
     }
     .prepare();
-    let index = daemon.at("data/store.age");
+    let index = daemon.at("data/local.age");
     let kept = fs::read(&index).unwrap();
     fs::write(&index, b"damaged").unwrap();
     daemon.try_start().expect_err("a damaged store");
     assert_eq!(daemon.mounts(), []);
-    assert!(daemon.log().contains("store.age"), "{}", daemon.log());
+    assert!(daemon.log().contains("local.age"), "{}", daemon.log());
     fs::write(&index, kept).unwrap();
     fs::remove_dir(daemon.mountpoint()).unwrap();
     daemon.try_start().expect_err("no mountpoint");

@@ -25,7 +25,7 @@ const VALUE: &[u8] = b"canary of trouble\n";
 
 /// The files of the values, each with its length, which tells them apart here.
 fn files(daemon: &Daemon) -> Vec<(PathBuf, u64)> {
-    let entries = fs::read_dir(daemon.at("data/store.d")).unwrap();
+    let entries = fs::read_dir(daemon.at("data/local.d")).unwrap();
     let mut files: Vec<(PathBuf, u64)> = entries
         .map(|entry| {
             let entry = entry.unwrap();

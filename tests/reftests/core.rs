@@ -88,6 +88,12 @@ impl Core {
             }
             Op::Open { uid, path } => {
                 let ino = self.look_up(*uid, path)?;
+                match self.open(*uid, ino) {
+                    // As the kernel does: once more from the top.
+                    Err(FsError::Superseded) => {}
+                    ended => return ended,
+                }
+                let ino = self.look_up(*uid, path)?;
                 return self.open(*uid, ino);
             }
             Op::Pin { path } => {

@@ -56,6 +56,7 @@ struct Handle {
     node: usize,
     generation: Generation,
     checked: bool,
+    paged: bool,
 }
 
 /// Why there is no value.
@@ -432,35 +433,41 @@ impl Model {
                 return Err(no.errno());
             }
         };
-        self.note(
-            uid,
-            "open",
-            path,
-            if given.stale { "stale" } else { "allowed" },
-        );
         let generation = given.generation;
-        let mut handles = self.handles.iter();
-        let older =
-            handles.any(|other| other.node == node && other.generation.number != generation.number);
+        let others = || {
+            let handles = self.handles.iter();
+            handles
+                .filter(|other| other.node == node && other.generation.number != generation.number)
+        };
+        let older = others().next().is_some();
+        let paged = others().any(|other| other.paged);
         let length = length(&generation);
+        let is_current = self.current.get(path) == Some(&node);
         let inode = &mut self.nodes[node];
+        let occupied = paged && length > inode.size;
+        let another = inode.shown.is_some_and(|shown| shown != generation.number);
+        // Its name leads to another inode from now on.
+        if (another || occupied) && is_current {
+            self.current.remove(path);
+        }
+        if occupied {
+            return Err(libc::ESTALE);
+        }
         inode.size = if older {
             inode.size.max(length)
         } else {
             length
         };
-        // Its name leads to another inode from now on.
-        if inode.shown.is_some_and(|shown| shown != generation.number)
-            && self.current.get(path) == Some(&node)
-        {
-            self.current.remove(path);
-        }
         inode.shown = Some(generation.number);
+        let checked = path != "web/k1" || !self.policy.cached;
         self.handles.push(Handle {
             node,
             generation,
-            checked: path != "web/k1" || !self.policy.cached,
+            checked,
+            paged: !checked && is_current && !older && !another,
         });
+        let outcome = if given.stale { "stale" } else { "allowed" };
+        self.note(uid, "open", path, outcome);
         Ok(Seen::Done)
     }
 
@@ -469,6 +476,7 @@ impl Model {
             node,
             generation,
             checked,
+            ..
         } = &self.handles[handle];
         let path = self.nodes[*node].path;
         if *checked && !self.may_read(uid, path) {
@@ -498,6 +506,12 @@ impl System for Model {
                 return self.stat(*uid, node);
             }
             Op::Open { uid, path } => {
+                let node = self.look_up(*uid, path)?;
+                match self.open(*uid, node) {
+                    // As the kernel does: once more from the top.
+                    Err(libc::ESTALE) => {}
+                    ended => return ended,
+                }
                 let node = self.look_up(*uid, path)?;
                 return self.open(*uid, node);
             }

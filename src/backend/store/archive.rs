@@ -322,7 +322,7 @@ fn unreadable(error: Unreadable) -> StoreError {
     match error {
         Unreadable::NeedsPassphrase => StoreError::NeedsPassphrase,
         Unreadable::WrongKey => StoreError::Archive(
-            "it is sealed to another identity: give the one that it was made for".into(),
+            "it is sealed to another identity: add the key that it was made for as a line to the identity file, and try again".into(),
         ),
         Unreadable::WrongPassphrase => {
             StoreError::Archive("this is not its passphrase: try again".into())

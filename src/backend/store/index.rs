@@ -24,7 +24,7 @@ use crate::secret::{MAX_VALUE, Name, SecretBytes, SecretPath};
 /// The format that this program reads and writes.
 pub(super) const FORMAT: u64 = 1;
 
-/// No version has a larger number, which leaves room for more versions than there will ever be.
+/// No version has a larger number. Exports have a smaller limit, which leaves room for more versions than there will be.
 const MAX_NUMBER: u64 = 1 << 63;
 
 /// How many versions of a secret are kept.

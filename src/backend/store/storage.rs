@@ -325,6 +325,7 @@ impl Parts {
 const PRIVATE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 
 /// Writes `bytes` to `path` as a whole or not at all, 0600. A file that is replaced keeps its owner; a new one is ours.
+/// To replace one, the caller must be the only one who does at the time.
 ///
 /// # Errors
 /// [`StoreError::Exists`] if there is such a file and it is not to be replaced; [`StoreError::Io`].
@@ -364,7 +365,16 @@ pub fn write_whole_with(
         .ok()
         .map(|stat| (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid)))
         .filter(|_| geteuid().is_root());
-    let temporary = format!(".{name}.{}", ValueFile::random()?);
+    let temporary = if replace {
+        // What a crash left behind may be a key that has been replaced since.
+        let left = format!(".{name}.new");
+        match unlinkat(&folder, left.as_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => left,
+            Err(errno) => return Err(io("write beside")(errno)),
+        }
+    } else {
+        format!(".{name}.{}", ValueFile::random()?)
+    };
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
     let mut file = StdFile::from(
         openat(&folder, temporary.as_str(), flags, PRIVATE).map_err(io("write beside"))?,
@@ -413,6 +423,10 @@ fn give(file: &impl AsFd, owner: Option<(Uid, Gid)>) -> io::Result<()> {
     if let Some((uid, gid)) = owner {
         let stat = fstat(file)?;
         if (stat.st_uid, stat.st_gid) != (uid.as_raw(), gid.as_raw()) {
+            // Whoever owns the folder may have linked a file of root's here.
+            if stat.st_nlink > 1 {
+                return Err(Errno::EMLINK.into());
+            }
             fchown(file, Some(uid), Some(gid))?;
         }
     }

@@ -175,6 +175,26 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn an_index_that_would_seal_values_to_others_alone_is_refused() {
+    let (_folder, store, identity) = new_store();
+    let file = store.path();
+    drop(store);
+    let recipient = |identity: &Identity| identity.recipients()[0].to_string();
+    let own: age::x25519::Recipient = recipient(&identity).parse().unwrap();
+    let index = |recipient: &str| {
+        let key = "A".repeat(43);
+        let text = format!(
+            r#"{{"format":1,"audit_key":"{key}","recipients":["{recipient}"],"services":{{}}}}"#
+        );
+        std::fs::write(&file, age::encrypt(&own, text.as_bytes()).unwrap()).unwrap();
+        Store::open(&file, identity.clone(), Clock::manual())
+    };
+    let error = index(&recipient(&Identity::generate())).unwrap_err();
+    assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+    index(&recipient(&identity)).unwrap();
+}
+
+#[test]
 fn no_export_uses_the_numbers_up() {
     for (next, fits) in [(1 << 53, true), ((1 << 53) + 1, false), (u64::MAX, false)] {
         let (_folder, store, identity) = new_store();
@@ -260,6 +280,27 @@ fn a_link_in_the_place_of_a_file_is_not_followed() {
     std::os::unix::fs::symlink(&elsewhere, folder.path().join("store.d")).unwrap();
     let error = Store::open(&file, identity, Clock::manual()).unwrap_err();
     assert!(matches!(error, StoreError::Io { .. }), "{error}");
+}
+
+#[test]
+fn a_file_of_roots_is_not_given_away_under_the_name_of_the_lock() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    if !nix::unistd::geteuid().is_root() {
+        return skipped("only root can give a file away");
+    }
+    let (folder, store, identity) = new_store();
+    let file = store.path();
+    drop(store);
+    chown(&file, Some(65_534), Some(65_533)).unwrap();
+    let (lock, roots) = (
+        folder.path().join("store.d/lock"),
+        folder.path().join("shadow"),
+    );
+    std::fs::write(&roots, "").unwrap();
+    std::fs::remove_file(&lock).unwrap();
+    std::fs::hard_link(&roots, &lock).unwrap();
+    Store::open(&file, identity, Clock::manual()).unwrap_err();
+    assert_eq!(std::fs::metadata(&roots).unwrap().uid(), 0);
 }
 
 #[test]

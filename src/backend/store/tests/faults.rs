@@ -33,7 +33,7 @@ fn put_many(store: &Store, count: usize) -> Result<(), StoreError> {
         value: &value,
         description: None,
     };
-    store.put_all(&vec![new; count]).map(drop)
+    store.put_all(&vec![new; count], &mut nothing).map(drop)
 }
 
 fn changes() -> Vec<Change> {
