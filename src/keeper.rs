@@ -29,8 +29,9 @@ use crate::control;
 use crate::sys::{SecretMemory, Uid};
 
 pub mod mountpoint;
+pub mod runtime;
 
-use mountpoint::{MountError, Mountpoint, pass_on};
+use mountpoint::{Listed, MountError, Mountpoint, abort, pass_on};
 
 /// The daemon's lock, below the runtime folder. Who holds it may change what belongs to the config.
 pub const LOCK: &str = "lock";
@@ -47,6 +48,10 @@ const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// The pause before the server is started again, doubled each time it dies young.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long the kernel may take for the end of a server that was killed.
+const KILL_DEADLINE: Duration = Duration::from_secs(2);
+/// How often it is looked whether a server is dead of which nobody says so.
+const LOOK: u16 = 1_000; // milliseconds
 /// A server that lived this long did not die young.
 const GROWN_UP: Duration = Duration::from_secs(60);
 
@@ -119,6 +124,7 @@ pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), K
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
     make_folder(&config.runtime, "runtime", 0o755, None)?;
+    runtime::judge(&config.runtime)?;
     make_folder(
         &config.state,
         "state",
@@ -373,10 +379,11 @@ impl Keeper<'_> {
                 PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
                 PollFd::new(serving.word.as_fd(), PollFlags::POLLIN),
             ];
-            match poll(&mut sources, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
+            let idle = match poll(&mut sources, PollTimeout::from(LOOK)) {
+                Ok(ready) => ready == 0,
+                Err(Errno::EINTR) => false,
                 Err(errno) => return Err(errno.into()),
-            }
+            };
             while let Some(signal) = self.signal()? {
                 if ends(signal) {
                     return Ok(Happened::Stop);
@@ -388,6 +395,9 @@ impl Keeper<'_> {
             }
             if let Some(status) = serving.child.try_wait().map_err(KeeperError::Start)? {
                 return Ok(Happened::Died(status));
+            }
+            if idle && is_stuck(&serving.child) {
+                return Ok(Happened::Died(ExitStatus::from_raw(libc::SIGKILL)));
             }
             let mut byte = [0_u8; 1];
             match serving.word.read(&mut byte) {
@@ -409,18 +419,17 @@ impl Keeper<'_> {
     /// The end: nobody can come any more, then the server drains, then whoever still waits is let go.
     fn stop(&self, mut serving: Serving) -> Result<(), KeeperError> {
         tell_systemd(NotifyState::Stopping);
+        let mounts = self.mounts();
         let detached = self.mountpoint.detach();
         let server = pid(&serving.child);
         let _ = kill(server, Signal::SIGTERM);
-        let deadline = self.clock.now() + STOP_DEADLINE;
-        while matches!(serving.child.try_wait(), Ok(None)) {
-            if self.clock.now() >= deadline {
-                tracing::warn!("the server did not end in time and is killed");
-                let _ = kill(server, Signal::SIGKILL);
-                let _ = serving.child.wait();
-                break;
+        if !self.has_ended(&mut serving.child, STOP_DEADLINE) {
+            tracing::warn!("the server did not end in time and is killed");
+            let _ = kill(server, Signal::SIGKILL);
+            if !self.has_ended(&mut serving.child, KILL_DEADLINE) {
+                tracing::warn!("the kernel keeps the server; who waits for it is let go");
+                mounts.iter().for_each(abort);
             }
-            std::thread::sleep(Duration::from_millis(5));
         }
         drop(serving.device);
         self.remove_socket();
@@ -433,12 +442,33 @@ impl Keeper<'_> {
         })
     }
 
+    /// Waits for the server's end, which must come in time.
+    fn has_ended(&self, child: &mut Child, within: Duration) -> bool {
+        let deadline = self.clock.now() + within;
+        while matches!(child.try_wait(), Ok(None)) {
+            if self.clock.now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+
+    /// Our mounts at the place.
+    fn mounts(&self) -> Vec<Listed> {
+        let mut mounts = self.mountpoint.listed().unwrap_or_default();
+        mounts.retain(|mount| mount.source == self.config.file);
+        mounts
+    }
+
     fn remove_socket(&self) {
         let _ = fs::remove_file(self.config.runtime.join(control::SOCKET));
     }
 
     /// After a server's death: waiters fail at once, and the place is free for a fresh mount.
     fn clear(&self, serving: Serving) {
+        // What is stuck of the server may still hold the connection.
+        self.mounts().iter().for_each(abort);
         drop(serving.device);
         if let Err(error) = self.mountpoint.detach() {
             tracing::warn!(%error, mount = %self.config.mount.display(), "the dead mount would not go");
@@ -451,6 +481,15 @@ fn tell_systemd(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "systemd does not hear");
     }
+}
+
+/// True of a server whose first thread is dead while another hangs in the kernel: nobody answers requests any more, and
+/// the kernel does not say that it has died.
+fn is_stuck(child: &Child) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    // The name before it is in brackets, and may hold anything.
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, fields)| fields.starts_with('Z'))
 }
 
 /// Whether this signal asks for an end.

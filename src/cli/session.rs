@@ -25,7 +25,7 @@ use crate::control::protocol::MAX_CHUNK;
 use crate::control::{
     Answer, Body, Commands, Event, Exchange, Failure, Interrupted, Kind, Request, SOCKET,
 };
-use crate::keeper::LOCK;
+use crate::keeper::{LOCK, runtime};
 use crate::run::{self, RunError};
 use crate::sys::{Gid, Tid, Uid};
 
@@ -148,6 +148,8 @@ impl Session {
         if let Some(Peer::Daemon(_)) = self.peer {
             return Ok(true);
         }
+        // Whoever listens there is told values.
+        runtime::judge(&self.config.runtime).map_err(|error| Failure::failed(error.to_string()))?;
         let client = self.runtime.block_on(Client::connect(&self.socket()))?;
         let found = client.is_some();
         if let Some(client) = client {

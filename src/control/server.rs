@@ -27,7 +27,7 @@ use crate::sys::Uid;
 /// How much the socket bears.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections at once.
+    /// Connections at once, but for those of root and of the daemon's own user.
     pub connections: usize,
     /// Connections at once of one uid.
     pub per_uid: usize,
@@ -356,11 +356,13 @@ impl Seats {
     fn take(self: &Arc<Self>, uid: Uid) -> Option<Seat> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let all: usize = taken.values().sum();
-        let own = taken.entry(uid).or_default();
-        if all >= self.limits.connections || *own >= self.limits.per_uid {
+        let own = taken.get(&uid).copied().unwrap_or_default();
+        // Whoever has a range of uids could take every place: whom the daemon belongs to finds one all the same.
+        let ours = uid == Uid::ROOT || uid == Uid::effective();
+        if (all >= self.limits.connections && !ours) || own >= self.limits.per_uid {
             return None;
         }
-        *own += 1;
+        taken.insert(uid, own + 1);
         Some(Seat {
             seats: Arc::clone(self),
             uid,

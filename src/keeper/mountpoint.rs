@@ -254,11 +254,7 @@ impl Mountpoint {
             });
         }
         for mount in &listed {
-            // Who still waits for the dead daemon is let go; only root and the mount's owner may, so it may fail.
-            let _ = fs::write(
-                format!("/sys/fs/fuse/connections/{}/abort", mount.connection),
-                "1",
-            );
+            abort(mount);
             self.detach().map_err(stays)?;
         }
         Ok(!listed.is_empty())
@@ -300,6 +296,12 @@ impl Mountpoint {
             Err(io::Error::other("fusermount3 -u refused"))
         }
     }
+}
+
+/// Lets everyone go who waits for a server that answers no more. Only root and the mount's owner may, so it may fail.
+pub(super) fn abort(mount: &Listed) {
+    let connection = mount.connection;
+    let _ = fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1");
 }
 
 /// Opens `/dev/fuse`.

@@ -66,9 +66,12 @@ impl Running {
     }
 
     fn apply(&self, config: &Config) {
+        // Both are made before either is put in force: looking accounts up may take long, and meanwhile the new rules
+        // would be those of the old places.
         let (policy, unknown) = config.policy(&System);
+        let catalogue = Catalogue::new(config, &System);
         self.access.replace_policy(policy);
-        self.tree.replace_catalogue(Catalogue::new(config, &System));
+        self.tree.replace_catalogue(catalogue);
         self.cache.set_times(times(config));
         let unknown = unknown.iter().map(ToString::to_string).collect();
         *self.unknown.lock().unwrap_or_else(PoisonError::into_inner) = unknown;

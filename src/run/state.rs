@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::Path;
 
 use crate::backend::store::write_whole;
@@ -35,7 +35,8 @@ fn give_to_the_server(path: &Path, state: &Path) -> io::Result<()> {
         return Ok(());
     }
     let owner = fs::metadata(state)?;
-    chown(path, Some(owner.uid()), Some(owner.gid()))
+    // The server may have put a link there meanwhile.
+    lchown(path, Some(owner.uid()), Some(owner.gid()))
 }
 
 /// The key of the audit log's chain, where there is no store to keep it.

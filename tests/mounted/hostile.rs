@@ -90,6 +90,24 @@ fn who_holds_a_directory_by_listing_it_for_ever_holds_up_no_other_service() {
 }
 
 #[test]
+fn a_server_that_the_kernel_keeps_is_not_waited_for() {
+    needs!();
+    let mut daemon = Daemon::start(SERVICES, &VALUES);
+    let tar = Tar::new();
+    let _insider = tar.lister(&daemon, 4003, "a");
+    assert!(eventually(DEADLINE, || tar.waiting()), "nothing is held");
+    // The thread that has the name forgotten waits for the directory, and cannot be killed.
+    daemon.put("a/x", b"another");
+    let mut reader = daemon.probe(&Who::uid(4001));
+    kill(daemon.server(), Signal::SIGKILL).unwrap();
+    // It need not work, but there must be an answer.
+    let _ = reader.cat(&daemon.path("b/x"));
+    daemon.signal(Signal::SIGTERM);
+    daemon.ended();
+    assert_eq!(daemon.mounts(), []);
+}
+
+#[test]
 fn no_time_that_somebody_gives_a_file_ends_a_plain_users_server() {
     needs!(Need::Program("fusermount3"));
     let _machine = Machine::with("user_allow_other\n");

@@ -72,6 +72,10 @@ struct World {
 }
 
 fn world(authority: Authority) -> World {
+    world_with(authority, "")
+}
+
+fn world_with(authority: Authority, sections: &str) -> World {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let clock = Clock::default();
@@ -98,6 +102,7 @@ source = "local:shared"
 allow = [{{ uid = {ROOT} }}]
 [audit]
 path = "{0}/audit.jsonl"
+{sections}
 "#,
         folder.path().display()
     );
@@ -194,6 +199,28 @@ impl World {
         }
         lines
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_see_into_no_service_does_not_hear_which_there_are() {
+    let sections = format!("[defaults]\nsource = \"local\"\nallow = [{{ uid = {READER} }}]\n");
+    let world = world_with(Authority::Policy, &sections);
+    world.put(ROOT, "payroll/one", b"x").await.unwrap();
+    let list = async |uid, service: &str| {
+        let service = Some(service.parse().unwrap());
+        let listed = world.call(uid, Request::List { service }, Body::Empty);
+        listed.await.map(drop).map_err(|failure| failure.kind)
+    };
+    assert_eq!(list(STRANGER, "payroll").await, Err(Kind::Denied));
+    assert_eq!(list(STRANGER, "nothing").await, Err(Kind::Denied));
+    for uid in [READER, ROOT] {
+        assert_eq!(list(uid, "payroll").await, Ok(()));
+        assert_eq!(list(uid, "nothing").await, Err(Kind::Absent));
+        assert_eq!(list(uid, "billing").await, Ok(()));
+    }
+    let all = Request::List { service: None };
+    let seen = world.call(STRANGER, all, Body::Empty).await.unwrap();
+    assert_eq!(seen.json, serde_json::json!([]));
 }
 
 fn path(text: &str) -> SecretPath {

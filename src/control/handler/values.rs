@@ -197,32 +197,45 @@ impl Job<'_> {
     }
 
     pub(super) fn list(&self, service: Option<&Name>) -> Result<Answer, Failure> {
-        let known = self.services()?;
         let services = match service {
-            None => known,
-            Some(service) if known.contains(service) => vec![service.clone()],
+            None => self.services()?,
             Some(service) => {
-                return Err(Failure::new(
-                    Kind::Absent,
-                    format!("no such service: {service}: see `secretfs ls`"),
-                ));
+                self.exists(service)?;
+                vec![service.clone()]
             }
         };
         let mut listed = Vec::new();
-        for each in services {
-            if self.may_see(&each) {
-                listed.extend(self.names(&each)?.into_iter().map(|path| self.listed(path)));
-            } else if service.is_some() {
-                return Err(Failure::new(
-                    Kind::Denied,
-                    format!(
-                        "denied: no rule allows you anything in {each}: an `allow` or `manage` rule must name uid {}",
-                        self.caller.uid
-                    ),
-                ));
-            }
+        for each in services.iter().filter(|each| self.may_see(each)) {
+            listed.extend(self.names(each)?.into_iter().map(|path| self.listed(path)));
         }
         answer(&listed)
+    }
+
+    /// Whether there is a service of this name, for who may see into it. Others do not hear whether there is one: only
+    /// those with a section in the config are no secret.
+    fn exists(&self, service: &Name) -> Result<(), Failure> {
+        let catalogue = self.parts.tree.catalogue();
+        let absent = || {
+            let message = format!("no such service: {service}: see `secretfs ls`");
+            Err(Failure::new(Kind::Absent, message))
+        };
+        if !catalogue.has_service(service) && catalogue.defaults().is_none() {
+            return absent();
+        }
+        if !self.may_see(service) {
+            return Err(Failure::new(
+                Kind::Denied,
+                format!(
+                    "denied: no rule allows you anything in {service}: an `allow` or `manage` rule must name uid {}",
+                    self.caller.uid
+                ),
+            ));
+        }
+        if self.services()?.contains(service) {
+            Ok(())
+        } else {
+            absent()
+        }
     }
 
     fn may_see(&self, service: &Name) -> bool {
@@ -234,7 +247,11 @@ impl Job<'_> {
     fn services(&self) -> Result<Vec<Name>, Failure> {
         let catalogue = self.parts.tree.catalogue();
         let mut services: Vec<Name> = catalogue.services().cloned().collect();
-        if let Some(backend) = catalogue.defaults() {
+        let access = self.parts.tree.access();
+        if let Some(backend) = catalogue.defaults()
+            && (access.may_list_defaults(self.caller.clone())
+                || access.may_manage(self.caller.clone(), None))
+        {
             let folders = self.parts.cache.folders(backend).wait();
             let folders = self.runtime.block_on(folders).map_err(unlisted)?;
             services.extend(folders.iter().cloned());

@@ -238,6 +238,27 @@ async fn one_uid_cannot_take_every_place() {
     panic!("the place never became free");
 }
 
+#[test]
+fn root_finds_a_place_when_many_uids_have_taken_all() {
+    let limits = Limits {
+        connections: 4,
+        per_uid: 2,
+        ..Limits::default()
+    };
+    let seats = Arc::new(Seats::new(limits));
+    let mut taken = Vec::new();
+    for uid in 100_000..100_010 {
+        taken.extend(seats.take(Uid(uid)));
+        taken.extend(seats.take(Uid(uid)));
+    }
+    assert_eq!(taken.len(), 4);
+    let root = (seats.take(Uid::ROOT), seats.take(Uid::ROOT));
+    assert!(root.0.is_some() && root.1.is_some());
+    assert!(seats.take(Uid::ROOT).is_none(), "its own limit holds");
+    drop((taken, root));
+    assert!(seats.taken.lock().unwrap().is_empty());
+}
+
 #[tokio::test]
 async fn another_release_is_told_so() {
     let daemon = daemon(Limits::default());
