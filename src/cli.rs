@@ -1,15 +1,15 @@
 //! The command line: one module for each group of commands.
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use nix::sys::stat::{Mode, umask};
 
 use crate::clock::Clock;
-use crate::config::Config;
-use crate::control::Failure;
+use crate::config::{Config, ConfigErrors};
+use crate::control::{Failure, Kind};
 
 pub mod args;
 mod copies;
@@ -41,16 +41,23 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(Stop::Shown(text)) => {
             // Help that was asked for goes to stdout; where a command is missing it is an error.
             let code = text.exit_code();
-            let _ = text.print();
-            return u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from);
+            match text.print() {
+                Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                    Err(output::unwritable(&error))
+                }
+                Ok(()) | Err(_) => {
+                    return u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from);
+                }
+            }
         }
         Err(Stop::Wrong(failure)) => Err(failure),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if !failure.message.is_empty() {
-                let line = format!("secretfs: {}\n", output::printable(&failure.message));
+            // A config with several mistakes has a line for each. Who has said why already leaves the message empty.
+            for line in failure.message.lines() {
+                let line = format!("secretfs: {}\n", output::printable(line));
                 let _ = std::io::stderr().write_all(line.as_bytes());
             }
             ExitCode::from(failure.kind.exit_code())
@@ -138,14 +145,13 @@ fn place(named: Option<&Path>) -> Result<PathBuf, Failure> {
 }
 
 fn load(file: &Path) -> Result<Config, Failure> {
-    Config::load(file).map_err(|errors| {
-        let count = errors.0.len();
-        let more = match errors.0.first() {
-            Some(first) if count > 1 => {
-                format!("{first} (and {} more: see `secretfs doctor`)", count - 1)
-            }
-            Some(_) | None => errors.to_string(),
-        };
-        Failure::usage(more)
-    })
+    Config::load(file).map_err(|errors| wrong_config(&errors))
+}
+
+/// All mistakes of a config, each in a line of its own.
+fn wrong_config(errors: &ConfigErrors) -> Failure {
+    Failure {
+        kind: Kind::Usage,
+        message: errors.to_string(),
+    }
 }

@@ -6,8 +6,9 @@
 //!
 //! What each call promises stands in `docs/semantics.md`.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -18,7 +19,7 @@ use tokio::sync::oneshot;
 use crate::access::{Access, Permit};
 use crate::audit::Outcome;
 use crate::backend::{BackendError, Reference};
-use crate::cache::{Cache, Fetch, Generation, Served};
+use crate::cache::{Binding, Cache, Fetch, Generation, Served};
 use crate::caller::Caller;
 use crate::config::Reads;
 use crate::secret::{Name, SecretPath};
@@ -39,7 +40,8 @@ pub use inodes::{Ino, Tell};
 pub use types::{Attr, DirEntry, Kernel, Kind, Opened, TreeFigures, Xattr};
 
 use handles::{Handles, OpenFile};
-use inodes::{Inodes, Node, SecretNode};
+use inodes::{Inodes, Node, Occupied, SecretNode};
+use names::Listing;
 
 /// A reply: a value or an errno.
 pub type Reply<T> = Result<T, FsError>;
@@ -55,6 +57,7 @@ pub struct Tree {
     cache: Arc<Cache>,
     inodes: Inodes,
     handles: Handles,
+    listings: Mutex<HashMap<Name, Listing>>,
     kernel: OnceLock<Arc<dyn Kernel>>,
     started: Timestamp,
 }
@@ -75,6 +78,7 @@ impl Tree {
             cache,
             inodes: Inodes::new(),
             handles: Handles::default(),
+            listings: Mutex::default(),
             kernel: OnceLock::new(),
             started,
         })
@@ -206,12 +210,17 @@ impl Tree {
             Err(_) => return Answer::Ready(Err(FsError::Denied)),
         };
         let tree = Arc::clone(self);
-        self.fetch(&permit).map(move |fetch| {
+        let binding = node.binding(&self.catalogue.load());
+        self.fetch_from(&permit, binding).map(move |fetch| {
             let reply = match &fetch {
-                Ok(served) => Ok(tree.opened(&node, &served.generation)),
+                Ok(served) => tree.opened(&node, &served.generation),
                 Err(error) => Err(FsError::from(error)),
             };
-            settle(permit, &fetch);
+            match reply {
+                // Nothing was given. Who came by path comes again at once, to the new inode.
+                Err(FsError::Superseded) => permit.waive(),
+                Ok(_) | Err(_) => settle(permit, &fetch),
+            }
             reply
         })
     }
@@ -259,6 +268,16 @@ impl Tree {
         self.handles.remove(fh);
     }
 
+    /// Whether the kernel still has to be told what [`Opened::tell`] says. To be asked right before, by the one thread
+    /// that tells: a second byte stored at the end would spoil what a first reader has in the page cache by then.
+    #[must_use]
+    pub fn is_untold(&self, tell: Tell) -> bool {
+        match self.inodes.get(tell.ino) {
+            Some(Node::Secret(node)) => node.is_untold(tell),
+            Some(Node::Root | Node::Service(_)) | None => false,
+        }
+    }
+
     /// The kernel has been told what [`Opened::tell`] says.
     pub fn told(&self, tell: Tell) {
         if let Some(Node::Secret(node)) = self.inodes.get(tell.ino) {
@@ -269,7 +288,7 @@ impl Tree {
     /// Opens a directory: its listing is made now and stays the same until it is closed. Never fetches a value.
     pub fn opendir(self: &Arc<Self>, caller: Caller, ino: Ino) -> Answer<Reply<Fh>> {
         let tree = Arc::clone(self);
-        let add = move |entries: Reply<Vec<DirEntry>>| {
+        let add = move |entries: Reply<Arc<Vec<DirEntry>>>| {
             entries.map(|entries| tree.handles.add_directory(entries))
         };
         match self.inodes.get(ino) {
@@ -364,7 +383,11 @@ impl Tree {
 
     /// The value that a permit is for. The caller settles the permit when it knows how the access ended.
     pub fn fetch(&self, permit: &Permit) -> Answer<Fetch> {
-        match self.catalogue.load().binding(permit.path()) {
+        self.fetch_from(permit, self.catalogue.load().binding(permit.path()))
+    }
+
+    fn fetch_from(&self, permit: &Permit, binding: Option<Arc<Binding>>) -> Answer<Fetch> {
+        match binding {
             Some(binding) => self.cache.get(permit.path(), &binding),
             None => Answer::Ready(Err(BackendError::Absent(format!(
                 "{}: no binding and no source in the config",
@@ -376,13 +399,13 @@ impl Tree {
     /// The services that `caller` may see.
     pub fn services(self: &Arc<Self>, caller: Caller) -> Answer<Reply<Vec<Name>>> {
         self.list_services(caller)
-            .map(|entries| Ok(entries?.into_iter().map(|entry| entry.name).collect()))
+            .map(|entries| Ok(entries?.iter().map(|entry| entry.name.clone()).collect()))
     }
 
     /// The names of a service's secrets that `caller` may see.
     pub fn names(self: &Arc<Self>, caller: Caller, service: &Name) -> Answer<Reply<Vec<Name>>> {
         let entries = self.list_secrets(caller, service.clone());
-        entries.map(|entries| Ok(entries?.into_iter().map(|entry| entry.name).collect()))
+        entries.map(|entries| Ok(entries?.iter().map(|entry| entry.name.clone()).collect()))
     }
 
     /// The value at a reference has changed: when the future ends, every following open sees the new one.
@@ -425,15 +448,17 @@ impl Tree {
         }
     }
 
-    fn opened(&self, node: &Arc<SecretNode>, generation: &Arc<Generation>) -> Opened {
+    fn opened(&self, node: &Arc<SecretNode>, generation: &Arc<Generation>) -> Reply<Opened> {
         let reads = self.catalogue.load().look(&node.path).reads;
         // A superseded inode may stand for one generation after the other: never through the page cache.
         let cached = reads == Reads::Cached && self.inodes.is_current(node);
         let pinned = node.pin(generation, cached);
-        if pinned.outdates && self.inodes.supersede(node) {
-            // Nobody waits for this: the open that found it out has its value.
+        let outdates = pinned.map_or(true, |pinned| pinned.outdates);
+        if outdates && self.inodes.supersede(node) {
+            // Nobody waits for this: the open that found it out has its value, or comes again.
             drop(self.forget_names(vec![node.path.clone()]));
         }
+        let pinned = pinned.map_err(|Occupied| FsError::Superseded)?;
         let (node, generation, superseding) =
             (Arc::clone(node), Arc::clone(generation), pinned.superseding);
         let fh = self.handles.add_file(OpenFile {
@@ -442,12 +467,12 @@ impl Tree {
             reads,
             superseding,
         });
-        Opened {
+        Ok(Opened {
             fh,
             direct: pinned.direct,
             keep_pages: pinned.keep_pages,
             tell: pinned.tell,
-        }
+        })
     }
 
     /// Makes the kernel look these names up again; the future ends when it will, or after [`KERNEL_DEADLINE`].

@@ -143,10 +143,17 @@ impl Filesystem for Adapter {
                 let handle = FileHandle(opened.fh.0);
                 match opened.tell {
                     None => reply.opened(handle, flags),
-                    Some(tell) => notices.size(tell, move || {
-                        tree.told(tell);
-                        reply.opened(handle, flags);
-                    }),
+                    Some(tell) => {
+                        let due = Arc::clone(&tree);
+                        notices.size(
+                            tell,
+                            move || due.is_untold(tell),
+                            move || {
+                                tree.told(tell);
+                                reply.opened(handle, flags);
+                            },
+                        );
+                    }
                 }
             },
         );
@@ -216,6 +223,9 @@ impl Filesystem for Adapter {
             Ok(entries) => entries,
             Err(error) => return reply.error(errno(error)),
         };
+        if entries.is_empty() {
+            return reply.ok();
+        }
         for (index, name) in DOTS.into_iter().enumerate().skip(position(offset)) {
             if reply.add(ino, after(index), FileType::Directory, name) {
                 return reply.ok();
@@ -250,6 +260,9 @@ impl Filesystem for Adapter {
             Ok(entries) => entries,
             Err(error) => return reply.error(errno(error)),
         };
+        if entries.is_empty() {
+            return reply.ok();
+        }
         for (index, name) in DOTS.into_iter().enumerate().skip(position(offset)) {
             // The kernel takes no look-up of these two, so what they look like does not matter.
             let attr = file_attr(&dot(Ino(ino.0)));
@@ -472,7 +485,9 @@ impl Filesystem for Adapter {
     }
 }
 
-/// The two lines that each listing begins with.
+/// The two lines that each listing begins with, but for an empty one: that has no line at all. The kernel copies lines
+/// into the caller's memory while it holds the directory's lock, and memory can be made to wait. Who may read nothing
+/// here shall not be able to hold the others up with it.
 const DOTS: [&str; 2] = [".", ".."];
 
 fn caller(req: &Request) -> Caller {

@@ -57,13 +57,15 @@ pub enum KeeperError {
     #[error(transparent)]
     Mount(#[from] MountError),
     /// Another daemon, or a command, holds the lock.
-    #[error("{}: another daemon serves this config: see `secretfs status`, or end it with `secretfs unmount`", .0.display())]
+    #[error("{}: another daemon serves this config, or a command hangs: see `secretfs status` and `ps`, or end it with `secretfs unmount`", .0.display())]
     Locked(PathBuf),
     /// A file or folder of the daemon's.
-    #[error("{}: {why}", .path.display())]
+    #[error("{}: {why}: mend it, or name another folder as `{key}` in the config", .path.display())]
     File {
         /// Where.
         path: PathBuf,
+        /// The key of the config that says where.
+        key: &'static str,
         /// Why.
         why: io::Error,
     },
@@ -74,7 +76,7 @@ pub enum KeeperError {
     #[error("the server could not be started: {0}")]
     Start(io::Error),
     /// The server ended before it was ready, and has said why.
-    #[error("the server did not become ready: the line above says why")]
+    #[error("the server did not become ready")]
     NotReady(u8),
     /// The kernel failed a call that does not fail.
     #[error("the keeper: {0}")]
@@ -87,10 +89,10 @@ impl KeeperError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::NotReady(code) => *code,
+            Self::Identity(_) => 5,
             Self::Mount(_)
             | Self::Locked(_)
             | Self::File { .. }
-            | Self::Identity(_)
             | Self::Start(_)
             | Self::System(_) => 1,
         }
@@ -116,9 +118,10 @@ pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), K
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
-    make_folder(&config.runtime, 0o755, None)?;
+    make_folder(&config.runtime, "runtime", 0o755, None)?;
     make_folder(
         &config.state,
+        "state",
         0o700,
         config.user.as_ref().map(|user| user.uid),
     )?;
@@ -146,6 +149,7 @@ pub fn lock(runtime: &Path, clock: &Clock) -> Result<Flock<File>, KeeperError> {
     let path = runtime.join(LOCK);
     let fails = |why: io::Error| KeeperError::File {
         path: path.clone(),
+        key: "runtime",
         why,
     };
     // Nobody else may open it: any descriptor, even one for reading, could hold the lock and keep the daemon down.
@@ -183,6 +187,8 @@ struct Keeper<'a> {
 struct Serving {
     child: Child,
     started: Instant,
+    /// It has said [`READY`].
+    ready: bool,
     /// The server says [`READY`] and [`END`] here.
     word: UnixStream,
     /// Held so that a later server can take the mount over; for now its closing lets waiters go.
@@ -212,11 +218,14 @@ impl Keeper<'_> {
                 Happened::Stop => return self.stop(serving),
                 Happened::Died(status) if ready.is_some() => {
                     self.clear(serving);
-                    let code = status
-                        .code()
-                        .and_then(|code| u8::try_from(code).ok())
-                        .unwrap_or(1);
-                    return Err(KeeperError::NotReady(code));
+                    return Err(
+                        match status.code().and_then(|code| u8::try_from(code).ok()) {
+                            Some(code) => KeeperError::NotReady(code),
+                            None => KeeperError::Start(io::Error::other(format!(
+                                "{status}, which the kernel's log may explain"
+                            ))),
+                        },
+                    );
                 }
                 Happened::Died(status) => {
                     let young = self.clock.now().duration_since(serving.started) < GROWN_UP;
@@ -231,11 +240,61 @@ impl Keeper<'_> {
                         "the server died; starting it again"
                     );
                     self.clear(serving);
-                    std::thread::sleep(pause);
-                    serving = self.start()?;
+                    match self.start_again(&mut pause)? {
+                        Some(again) => serving = again,
+                        None => return Ok(()),
+                    }
                 }
             }
         }
+    }
+
+    /// Starts another server after a pause, as often as it takes: what is missing now, such as an identity that `rekey`
+    /// is replacing, may be there the next time. `None` if somebody wants an end instead.
+    fn start_again(&self, pause: &mut Duration) -> Result<Option<Serving>, KeeperError> {
+        loop {
+            if self.rest(*pause)? {
+                tell_systemd(NotifyState::Stopping);
+                self.remove_socket();
+                return Ok(None);
+            }
+            match self.start() {
+                Ok(serving) => return Ok(Some(serving)),
+                Err(error) => tracing::error!("the server was not started again: {error}"),
+            }
+            *pause = (*pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Waits. True, and at once, if somebody wants an end.
+    fn rest(&self, pause: Duration) -> Result<bool, KeeperError> {
+        let deadline = self.clock.now() + pause;
+        loop {
+            while let Some(signal) = self.signal()? {
+                if ends(signal) {
+                    return Ok(true);
+                }
+            }
+            let left = deadline.saturating_duration_since(self.clock.now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            let mut source = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            match poll(&mut source, timeout) {
+                Ok(0) => return Ok(false),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// The next signal, if there is one.
+    fn signal(&self) -> Result<Option<Signal>, KeeperError> {
+        let read = self.signals.read_signal()?;
+        Ok(read
+            .and_then(|signal| i32::try_from(signal.ssi_signo).ok())
+            .and_then(|number| Signal::try_from(number).ok()))
     }
 
     /// Mounts afresh and starts a server on it.
@@ -301,6 +360,7 @@ impl Keeper<'_> {
         Ok(Serving {
             child,
             started: self.clock.now(),
+            ready: false,
             word,
             device,
         })
@@ -317,16 +377,13 @@ impl Keeper<'_> {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
-            while let Some(signal) = self.signals.read_signal()? {
-                match i32::try_from(signal.ssi_signo)
-                    .ok()
-                    .and_then(|number| Signal::try_from(number).ok())
-                {
-                    Some(Signal::SIGINT | Signal::SIGTERM | Signal::SIGQUIT) => {
-                        return Ok(Happened::Stop);
-                    }
-                    Some(Signal::SIGHUP) => kill(pid(&serving.child), Signal::SIGHUP)?,
-                    Some(_) | None => {}
+            while let Some(signal) = self.signal()? {
+                if ends(signal) {
+                    return Ok(Happened::Stop);
+                }
+                // A server that is not ready reads the config anyway, and does not listen yet.
+                if signal == Signal::SIGHUP && serving.ready {
+                    kill(pid(&serving.child), Signal::SIGHUP)?;
                 }
             }
             if let Some(status) = serving.child.try_wait().map_err(KeeperError::Start)? {
@@ -338,7 +395,10 @@ impl Keeper<'_> {
                     // Its end is closed, so it is dying, and SIGCHLD follows.
                     std::thread::sleep(Duration::from_millis(1));
                 }
-                Ok(_) if byte == READY => return Ok(Happened::Ready),
+                Ok(_) if byte == READY => {
+                    serving.ready = true;
+                    return Ok(Happened::Ready);
+                }
                 Ok(_) => return Ok(Happened::Stop),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(KeeperError::Start(error)),
@@ -363,7 +423,7 @@ impl Keeper<'_> {
             std::thread::sleep(Duration::from_millis(5));
         }
         drop(serving.device);
-        let _ = fs::remove_file(self.config.runtime.join(control::SOCKET));
+        self.remove_socket();
         detached.map_err(|why| {
             MountError::Stays {
                 path: self.config.mount.clone(),
@@ -371,6 +431,10 @@ impl Keeper<'_> {
             }
             .into()
         })
+    }
+
+    fn remove_socket(&self) {
+        let _ = fs::remove_file(self.config.runtime.join(control::SOCKET));
     }
 
     /// After a server's death: waiters fail at once, and the place is free for a fresh mount.
@@ -387,6 +451,11 @@ fn tell_systemd(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "systemd does not hear");
     }
+}
+
+/// Whether this signal asks for an end.
+fn ends(signal: Signal) -> bool {
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT].contains(&signal)
 }
 
 fn pid(child: &Child) -> Pid {
@@ -411,6 +480,7 @@ fn listen(runtime: &Path) -> Result<UnixListener, KeeperError> {
     let path = runtime.join(control::SOCKET);
     let fails = |why: io::Error| KeeperError::File {
         path: path.clone(),
+        key: "runtime",
         why,
     };
     match fs::remove_file(&path) {
@@ -423,9 +493,15 @@ fn listen(runtime: &Path) -> Result<UnixListener, KeeperError> {
 }
 
 /// Makes a folder that is not there, for `owner`.
-fn make_folder(path: &Path, mode: u32, owner: Option<Uid>) -> Result<(), KeeperError> {
+fn make_folder(
+    path: &Path,
+    key: &'static str,
+    mode: u32,
+    owner: Option<Uid>,
+) -> Result<(), KeeperError> {
     let fails = |why: io::Error| KeeperError::File {
         path: path.to_owned(),
+        key,
         why,
     };
     if path.is_dir() {
@@ -435,6 +511,8 @@ fn make_folder(path: &Path, mode: u32, owner: Option<Uid>) -> Result<(), KeeperE
         fs::create_dir_all(parent).map_err(fails)?;
     }
     DirBuilder::new().mode(mode).create(path).map_err(fails)?;
+    // Whatever the umask has left of it: a runtime folder that only root can enter keeps everyone else's commands out.
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(fails)?;
     if Uid::effective() == Uid::ROOT
         && let Some(owner) = owner
     {

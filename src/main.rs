@@ -1,14 +1,20 @@
 //! The `secretfs` program: arguments, tracing, exit code.
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    // Diagnostics go to stderr: stdout is for values and tables.
-    let filter = EnvFilter::try_from_env("SECRETFS_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,fuser=error"));
+    // Diagnostics go to stderr: stdout is for values and tables. A command that ends with an error says in it what its
+    // audit log's trouble is; the daemon, which goes on, logs it.
+    let stays = |word: OsString| ["mount", "up", "serve"].iter().any(|stays| word == *stays);
+    let usual = match std::env::args_os().any(stays) {
+        true => "info,fuser=error",
+        false => "warn,secretfs::audit=off",
+    };
+    let filter = EnvFilter::try_from_env("SECRETFS_LOG").unwrap_or_else(|_| EnvFilter::new(usual));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)

@@ -64,7 +64,7 @@ pub enum RunError {
     #[error(transparent)]
     Audit(#[from] AuditError),
     /// A file of the daemon's own.
-    #[error("{}: {why}", .path.display())]
+    #[error("{}: {why}: see `state` in the config", .path.display())]
     File {
         /// Where.
         path: PathBuf,

@@ -47,9 +47,10 @@ impl SecretBytes {
                 ));
             }
             if bytes.capacity() < bytes.len() + read {
-                // Vec's own growth would free the old buffer unwiped.
-                let mut grown =
-                    Zeroizing::new(Vec::with_capacity((2 * bytes.capacity()).max(chunk.len())));
+                // Vec's own growth would free the old buffer unwiped. No more room than is needed at first: most values are
+                // small, and are kept as they are.
+                let capacity = (2 * bytes.capacity()).max(bytes.len() + read);
+                let mut grown = Zeroizing::new(Vec::with_capacity(capacity));
                 grown.extend_from_slice(&bytes);
                 bytes = grown;
             }

@@ -196,7 +196,8 @@ fn what_is_no_log_of_ours_is_refused_in_one_line() {
     for (expected, prepare) in table {
         let log = Log::new(1 << 20);
         prepare(&log.path());
-        if expected.starts_with("not") {
+        // Not through the link: the machine's /dev/null is not ours to close.
+        if expected.starts_with("not") && !log.path().is_symlink() {
             let _ = fs::set_permissions(log.path(), fs::Permissions::from_mode(0o600));
         }
         let error = Audit::start(&log.config, &key(), Clock::manual())

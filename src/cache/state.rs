@@ -96,8 +96,10 @@ impl State {
     ) -> Option<Arc<Generation>> {
         let kept = self.values.get(path)?;
         let young = kept.forever || now.saturating_duration_since(kept.fetched) < ttl;
-        (young && kept.binding.references == binding.references)
-            .then(|| Arc::clone(&kept.generation))
+        // Mostly it is the very same one.
+        let same = std::ptr::eq(Arc::as_ptr(&kept.binding), binding)
+            || kept.binding.references == binding.references;
+        (young && same).then(|| Arc::clone(&kept.generation))
     }
 
     /// Rule 6: the number of what flight `number` brought. Only what will be kept (`ours`) counts as shown.

@@ -64,7 +64,12 @@ pub(crate) fn restore(
         backend: named(backend)?,
         replace,
     };
-    let stored: Stored = session.send(request, Upload::Stream(Box::new(copy)))?;
+    let stored: Stored = session
+        .send(request, Upload::Stream(Box::new(copy)))
+        .map_err(|failure| match failure.kind {
+            Kind::Failed => Failure::failed(format!("{}: {failure}", file.display())),
+            Kind::Busy | Kind::Usage | Kind::Absent | Kind::Denied | Kind::Unavailable => failure,
+        })?;
     if session.output.json {
         return session.output.print_json(&stored);
     }

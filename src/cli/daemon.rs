@@ -22,7 +22,14 @@ fn keeper_failure(error: &KeeperError) -> Failure {
         5 => Kind::Unavailable,
         _ => Kind::Failed,
     };
-    Failure::new(kind, error.to_string())
+    // The server writes to the same place, and has said why it ended.
+    let said = matches!(error, KeeperError::NotReady(_));
+    let message = if said {
+        String::new()
+    } else {
+        error.to_string()
+    };
+    Failure::new(kind, message)
 }
 
 pub(crate) fn unmount(session: &mut Session) -> Result<(), Failure> {

@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::config::{BackendConfig, Config, StoreConfig, accounts};
 use crate::control::answers::{Check, Health};
 use crate::control::{Failure, Request};
-use crate::keeper::mountpoint::{Mountpoint, others_allowed};
+use crate::keeper::mountpoint::{self, Mountpoint, others_allowed};
 use crate::secret::Name;
 use crate::sys::Uid;
 
@@ -76,8 +76,7 @@ fn show(checks: &[Check], output: Output) -> Result<(), Failure> {
 /// What concerns this machine and user, whatever the config says.
 fn machine() -> Vec<Check> {
     let mut checks = Vec::new();
-    let device = File::options().read(true).write(true).open("/dev/fuse");
-    checks.push(match device {
+    checks.push(match mountpoint::device() {
         Ok(_) => check("/dev/fuse", Health::Good, "can be opened"),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => check(
             "/dev/fuse",

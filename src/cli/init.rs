@@ -14,6 +14,7 @@ use crate::backend::store::{Identity, Prompt, Store, write_whole};
 use crate::cli::daemon;
 use crate::cli::output::{Mood, Output, plain};
 use crate::cli::session::Session;
+use crate::cli::wrong_config;
 use crate::clock::Clock;
 use crate::config::template::{self, Places};
 use crate::config::{
@@ -67,8 +68,7 @@ pub(crate) fn up(
         tell(&initial, output)?;
     }
     let config_given = dir.is_some() || config.is_some();
-    let config =
-        Config::load(&initial.config.file).map_err(|errors| Failure::usage(errors.to_string()))?;
+    let config = Config::load(&initial.config.file).map_err(|errors| wrong_config(&errors))?;
     let mut session = Session::new(config.clone(), output, clock.clone())?;
     if session.daemon()? {
         return Err(Failure::failed(format!(
@@ -163,7 +163,7 @@ fn make(dir: Option<&Path>, config: Option<&Path>, clock: &Clock) -> Result<Init
         let text = template::text(&places, user, reader());
         (Config::parse(&text, &places.config), text)
     };
-    let config = config.map_err(|errors| Failure::usage(errors.to_string()))?;
+    let config = config.map_err(|errors| wrong_config(&errors))?;
     let owner = config.user.clone().filter(|_| root);
 
     let mut key = None;
@@ -206,7 +206,7 @@ fn make(dir: Option<&Path>, config: Option<&Path>, clock: &Clock) -> Result<Init
 }
 
 fn places(dir: Option<&Path>, config: Option<&Path>) -> Result<Places, Failure> {
-    let usage = |errors: crate::config::ConfigErrors| Failure::usage(errors.to_string());
+    let usage = |errors: crate::config::ConfigErrors| wrong_config(&errors);
     match (dir, config) {
         (Some(_), Some(_)) => Err(Failure::usage(
             "DIR and --config cannot stand together: the config is DIR/config.toml",

@@ -11,16 +11,19 @@ use nix::unistd;
 use zeroize::Zeroizing;
 
 use crate::control::Failure;
-use crate::secret::{MAX_VALUE, Name, SecretBytes, SecretPath};
+use crate::secret::{MAX_VALUE, Name, PathError, SecretBytes, SecretPath};
 
 /// `service/name`, with or without the mountpoint before it.
 ///
 /// # Errors
 /// A usage [`Failure`].
 pub fn secret(text: &str, mount: &Path) -> Result<SecretPath, Failure> {
-    below(text, mount)
-        .parse()
-        .map_err(|error: crate::secret::PathError| Failure::usage(error.to_string()))
+    below(text, mount).parse().map_err(|error| match error {
+        PathError::Shape(_) => {
+            Failure::usage("PATH: write SERVICE/NAME, as in billing/db-password")
+        }
+        PathError::Name(_) => not_a_name("PATH"),
+    })
 }
 
 /// A service, with or without the mountpoint before it.
@@ -31,7 +34,14 @@ pub fn service(text: &str, mount: &Path) -> Result<Name, Failure> {
     below(text, mount)
         .trim_end_matches('/')
         .parse()
-        .map_err(|error: crate::secret::NameError| Failure::usage(error.to_string()))
+        .map_err(|_| not_a_name("SERVICE"))
+}
+
+/// What was typed is not repeated: it may be a value in the wrong place.
+fn not_a_name(what: &str) -> Failure {
+    Failure::usage(format!(
+        "{what}: a name is 1 to 128 letters, digits, '.', '_' or '-', a letter or digit first"
+    ))
 }
 
 /// A service or a secret of one, for filters.
@@ -58,7 +68,11 @@ pub fn value_from_file(path: &Path) -> Result<SecretBytes, Failure> {
 /// # Errors
 /// When it cannot be opened.
 pub fn open(path: &Path) -> Result<File, Failure> {
-    File::open(path).map_err(|error| {
+    let file = File::open(path).and_then(|file| match file.metadata()?.is_dir() {
+        true => Err(io::ErrorKind::IsADirectory.into()),
+        false => Ok(file),
+    });
+    file.map_err(|error| {
         Failure::failed(format!(
             "{}: {error}: name a file that can be read",
             path.display()
@@ -78,8 +92,15 @@ pub fn value_from_stdin(path: &SecretPath) -> Result<SecretBytes, Failure> {
             .map_err(|error| unreadable("the terminal", &error))?;
         return Ok(SecretBytes::new(typed.as_bytes().to_vec()));
     }
-    SecretBytes::read_from(&mut io::stdin().lock(), MAX_VALUE)
-        .map_err(|error| unreadable("stdin", &error))
+    let value = SecretBytes::read_from(&mut io::stdin().lock(), MAX_VALUE)
+        .map_err(|error| unreadable("stdin", &error))?;
+    // What was to bring the value has failed, more likely than not.
+    if value.is_empty() {
+        return Err(Failure::failed(
+            "stdin: there is no value in it: pipe one in; an empty one is `--file /dev/null`",
+        ));
+    }
+    Ok(value)
 }
 
 fn unreadable(what: &str, error: &io::Error) -> Failure {
@@ -88,7 +109,9 @@ fn unreadable(what: &str, error: &io::Error) -> Failure {
             "{what}: a value has at most {MAX_VALUE} bytes (1 MiB): keep larger things encrypted in a file, and its key here"
         ));
     }
-    Failure::failed(format!("{what} cannot be read: {error}"))
+    Failure::failed(format!(
+        "{what} cannot be read: {error}: see where it comes from"
+    ))
 }
 
 /// Asks a question on the terminal. Without one there is nobody to ask.

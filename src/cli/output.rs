@@ -216,10 +216,15 @@ fn write(parts: &[&[u8]]) -> Result<(), Failure> {
         if error.kind() == io::ErrorKind::BrokenPipe {
             return Failure::failed("");
         }
-        Failure::failed(format!(
-            "stdout cannot be written: {error}: look where it goes"
-        ))
+        unwritable(&error)
     })
+}
+
+/// What to say of a stdout that takes nothing.
+pub(crate) fn unwritable(error: &io::Error) -> Failure {
+    Failure::failed(format!(
+        "stdout cannot be written: {error}: look where it goes"
+    ))
 }
 
 #[cfg(test)]

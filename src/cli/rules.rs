@@ -3,8 +3,9 @@
 use crate::cli::args::Rule;
 use crate::cli::input;
 use crate::cli::session::Session;
+use crate::cli::wrong_config;
 use crate::config::edit::{self, Edited};
-use crate::config::{IdSpec, RuleSpec};
+use crate::config::{IdSpec, RuleSpec, ValueError};
 use crate::control::{Failure, Request};
 use crate::secret::Name;
 
@@ -22,7 +23,7 @@ pub(crate) fn change(session: &mut Session, change: Change, rule: &Rule) -> Resu
         Change::Allow => edit::allow(&session.config.file, service, spec),
         Change::Disallow => edit::disallow(&session.config.file, service, spec),
     };
-    let edited = edit(&service, &spec).map_err(|errors| Failure::usage(errors.to_string()))?;
+    let edited = edit(&service, &spec).map_err(|errors| wrong_config(&errors))?;
     let reloaded = edited.changed && session.daemon()?;
     if reloaded {
         let _: Vec<String> = session.ask(Request::Reload {}).map_err(|failure| {
@@ -34,18 +35,13 @@ pub(crate) fn change(session: &mut Session, change: Change, rule: &Rule) -> Resu
 }
 
 fn spec(rule: &Rule) -> Result<RuleSpec, Failure> {
-    let ids = |flag: &str, text: &Option<String>| {
-        text.as_deref()
-            .map(|text| text.parse::<IdSpec>().map(|id| vec![id]))
-            .transpose()
-            .map_err(|error| Failure::usage(format!("{flag}: {error}")))
+    let ids = |flag: &str, text: &Option<String>| -> Result<Vec<IdSpec>, Failure> {
+        let ids: Result<_, ValueError> = text.iter().map(|text| text.parse()).collect();
+        ids.map_err(|error| Failure::usage(format!("{flag}: {error}")))
     };
-    Ok(RuleSpec {
-        uid: ids("--uid", &rule.uid)?,
-        gid: ids("--gid", &rule.gid)?,
-        unit: rule.unit.clone(),
-        container: rule.container.clone(),
-    })
+    let (uid, gid) = (ids("--uid", &rule.uid)?, ids("--gid", &rule.gid)?);
+    RuleSpec::new(uid, gid, rule.unit.clone(), rule.container.clone())
+        .map_err(|error| Failure::usage(format!("the rule: {error}")))
 }
 
 fn tell(

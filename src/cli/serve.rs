@@ -78,7 +78,7 @@ impl FromStr for UserArg {
 pub fn serve(config: &Path, serve: Serve, clock: &Clock) -> Result<(), RunError> {
     let adopt = |number| {
         sys::adopt(number).map_err(|why| RunError::System {
-            what: "a descriptor that only the keeper passes",
+            what: "it needs descriptors that only the keeper passes, so run `secretfs mount`",
             why,
         })
     };

@@ -46,7 +46,9 @@ fn open_as(path: &Path, us: Uid) -> Result<Opened, ConfigErrors> {
                     .to_owned(),
             )
         } else {
-            fail(format!("it cannot be opened: {error}"))
+            fail(format!(
+                "it cannot be opened: {error}: mend that, or name another with --config FILE"
+            ))
         }
     })?;
     let descriptor = walk(&real, FILE, us).map_err(fail)?;
@@ -110,7 +112,13 @@ fn step(
     let flags = kind | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let opened = openat(at, name, flags, Mode::empty())
         .and_then(|opened| Ok((fstat(&opened)?, opened)))
-        .map_err(|error| format!("{} cannot be opened: {}", walked.display(), error.desc()));
+        .map_err(|error| {
+            format!(
+                "{} cannot be opened: {}: mend that (chmod, chown), or run this as who may read it",
+                walked.display(),
+                error.desc()
+            )
+        });
     let (stat, opened) = opened?;
     let verdict = if kind.contains(OFlag::O_DIRECTORY) {
         judge_folder(&stat, us)

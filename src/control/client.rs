@@ -1,7 +1,7 @@
 //! The command line's side of the control socket.
 
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::net::UnixStream;
@@ -20,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Client {
     wire: Wire<UnixStream>,
+    socket: PathBuf,
 }
 
 /// What goes along with a request.
@@ -53,7 +54,9 @@ impl Client {
             Err(error)
                 if matches!(
                     error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                    io::ErrorKind::NotFound
+                        | io::ErrorKind::NotADirectory
+                        | io::ErrorKind::ConnectionRefused
                 ) =>
             {
                 return Ok(None);
@@ -67,6 +70,7 @@ impl Client {
         };
         let mut client = Self {
             wire: Wire::new(stream, MAX_REPLY),
+            socket: socket.to_owned(),
         };
         let hello = Hello {
             secretfs: protocol::VERSION,
@@ -75,7 +79,7 @@ impl Client {
         let sent = client.wire.send(&hello, &[], PATIENCE).await;
         let line = match client.wire.line(PATIENCE).await {
             Ok(line) => line,
-            Err(error) => return Err(broken(sent.err().unwrap_or(error))),
+            Err(error) => return Err(broken(socket, &sent.err().unwrap_or(error))),
         };
         match parse::<Hello>(&line) {
             Ok(hello) if hello.secretfs == protocol::VERSION => Ok(Some(client)),
@@ -106,16 +110,24 @@ impl Client {
             let line = match self.wire.line(PATIENCE).await {
                 Ok(line) => line,
                 // Why sending failed says more than that nothing came back.
-                Err(error) => return Err(broken(sent.err().unwrap_or(error))),
+                Err(error) => return Err(broken(&self.socket, &sent.err().unwrap_or(error))),
             };
             match parse(&line)? {
                 Reply::Progress { done, total } => events(Event::Progress { done, total })?,
                 Reply::Chunk { size } if size <= MAX_CHUNK => {
-                    let bytes = self.wire.bytes(size, PATIENCE).await.map_err(broken)?;
+                    let bytes = self
+                        .wire
+                        .bytes(size, PATIENCE)
+                        .await
+                        .map_err(|error| broken(&self.socket, &error))?;
                     events(Event::Chunk(bytes))?;
                 }
                 Reply::Done { answer, body } if body <= MAX_VALUE => {
-                    let value = self.wire.value(body, PATIENCE).await.map_err(broken)?;
+                    let value = self
+                        .wire
+                        .value(body, PATIENCE)
+                        .await
+                        .map_err(|error| broken(&self.socket, &error))?;
                     return Ok(Answer {
                         json: answer,
                         value: Some(value),
@@ -166,8 +178,9 @@ impl Client {
     }
 }
 
-fn broken(error: WireError) -> Failure {
+fn broken(socket: &Path, error: &WireError) -> Failure {
     Failure::failed(format!(
-        "the daemon did not answer: {error}: see its log, and whether the command was done"
+        "{}: the daemon did not answer: {error}: see its log, and whether the command was done",
+        socket.display()
     ))
 }

@@ -213,6 +213,12 @@ impl Job<'_> {
     }
 
     fn denied(&self, denied: &Denied, mend: &str) -> Failure {
+        // The log's own error says which file it is, and why.
+        if let (Denied::Audit(_), Some(error)) = (denied, self.parts.audit.failure()) {
+            return Failure::failed(format!(
+                "denied, because it could not be written down: {error}"
+            ));
+        }
         let mend = match denied {
             Denied::Policy(Reason::Closed(_)) => "see `secretfs doctor`".to_owned(),
             Denied::Policy(Reason::NoService | Reason::NoRule | Reason::Narrowed) => {
@@ -345,13 +351,13 @@ fn store_failure(error: &StoreError) -> Failure {
     let kind = match error {
         StoreError::Absent(_) => Kind::Absent,
         StoreError::Missing(_)
-        | StoreError::Damaged { .. }
         | StoreError::Io { .. }
         | StoreError::Identity(_)
         | StoreError::WrongIdentity(_)
         | StoreError::Format { .. }
         | StoreError::Locked(_) => Kind::Unavailable,
-        StoreError::TooLarge(_)
+        StoreError::Damaged { .. }
+        | StoreError::TooLarge(_)
         | StoreError::Description(_)
         | StoreError::Exists(_)
         | StoreError::NotEmpty(_)
@@ -360,6 +366,12 @@ fn store_failure(error: &StoreError) -> Failure {
         | StoreError::Export(_)
         | StoreError::Random => Kind::Failed,
     };
+    if let StoreError::Absent(what) = error
+        && let Some((path, _)) = what.split_once('@')
+    {
+        let message = format!("no such version of {path}: see `secretfs history {path}`");
+        return Failure::new(kind, message);
+    }
     Failure::new(kind, error.to_string())
 }
 
@@ -373,5 +385,8 @@ fn backend_failure(path: &SecretPath, error: &BackendError) -> Failure {
         BackendError::Unreachable(_) | BackendError::Timeout(_) => Kind::Unavailable,
         BackendError::Unusable(_) => Kind::Failed,
     };
-    Failure::new(kind, format!("{path}: {error}: see `secretfs doctor`"))
+    Failure::new(
+        kind,
+        format!("{path}: {error}: see `secretfs doctor` and `secretfs explain {path}`"),
+    )
 }

@@ -47,8 +47,8 @@ impl Handles {
         self.add(Open::File(Arc::new(file)))
     }
 
-    pub(super) fn add_directory(&self, entries: Vec<DirEntry>) -> Fh {
-        self.add(Open::Directory(Arc::new(entries)))
+    pub(super) fn add_directory(&self, entries: Arc<Vec<DirEntry>>) -> Fh {
+        self.add(Open::Directory(entries))
     }
 
     pub(super) fn file(&self, fh: Fh) -> Option<Arc<OpenFile>> {

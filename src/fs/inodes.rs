@@ -5,11 +5,14 @@
 //! the file) until the kernel forgets it. No number is used twice.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+};
 
 use jiff::Timestamp;
 
-use crate::cache::Generation;
+use crate::cache::{Binding, Generation};
+use crate::fs::Catalogue;
 use crate::secret::{Name, SecretPath};
 
 /// An inode's number.
@@ -48,10 +51,21 @@ struct SecretState {
     told: u64,
     /// The generation that this inode last gave to anyone.
     shown: Option<Shown>,
-    /// Open handles by generation number.
-    open: Vec<(u64, usize)>,
+    /// Open handles, by generation.
+    open: Vec<Pins>,
     /// The generation whose pages the page cache may hold.
     pages: Option<u64>,
+    /// Where it is found, and which catalogue said so.
+    binding: Option<(Weak<Catalogue>, Arc<Binding>)>,
+}
+
+/// The open handles on one generation.
+#[derive(Debug)]
+struct Pins {
+    number: u64,
+    count: usize,
+    /// One of them was opened to read through the page cache.
+    paged: bool,
 }
 
 #[derive(Debug)]
@@ -75,6 +89,11 @@ pub(super) struct Pinned {
     pub(super) keep_pages: bool,
 }
 
+/// Why a handle cannot be opened on an inode: another generation is read there through the page cache, and is shorter.
+/// There is one size for both, so that the older one would come with zeros at its end, or this one without its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Occupied;
+
 /// What the kernel must hear about an inode before an open of it is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tell {
@@ -97,6 +116,20 @@ impl SecretNode {
 
     fn state(&self) -> MutexGuard<'_, SecretState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the secret is found. Asked at every open, so it is remembered as long as `catalogue` is the same.
+    pub(super) fn binding(&self, catalogue: &Arc<Catalogue>) -> Option<Arc<Binding>> {
+        let mut state = self.state();
+        // Not even a catalogue that is gone has its address given to another while we hold the weak pointer.
+        if let Some((from, binding)) = &state.binding
+            && from.as_ptr() == Arc::as_ptr(catalogue)
+        {
+            return Some(Arc::clone(binding));
+        }
+        let binding = catalogue.binding(&self.path)?;
+        state.binding = Some((Arc::downgrade(catalogue), Arc::clone(&binding)));
+        Some(binding)
     }
 
     /// The size and time to show now; the caller passes them on to the kernel.
@@ -126,10 +159,14 @@ impl SecretNode {
     }
 
     /// A handle is opened on this generation; `cached` if its reads may go through the page cache.
-    pub(super) fn pin(&self, generation: &Generation, cached: bool) -> Pinned {
+    pub(super) fn pin(&self, generation: &Generation, cached: bool) -> Result<Pinned, Occupied> {
         let (number, length) = (generation.number, length(generation));
         let mut state = self.state();
-        let superseding = state.open.iter().any(|(other, _)| *other != number);
+        let others = || state.open.iter().filter(|pins| pins.number != number);
+        let superseding = others().next().is_some();
+        if length > state.size && others().any(|pins| pins.paged) {
+            return Err(Occupied);
+        }
         let last = state.shown.as_ref().map(|shown| shown.number);
         let outdates = last.is_some_and(|last| last < number);
         // What an overtaken fetch brought to an inode that has shown a newer generation by now.
@@ -144,11 +181,18 @@ impl SecretNode {
         if outdates || last.is_none() {
             state.shown = Some(Shown::of(generation));
         }
-        match state.open.iter_mut().find(|(other, _)| *other == number) {
-            Some((_, count)) => *count += 1,
-            None => state.open.push((number, 1)),
-        }
         let paged = cached && !superseding && !outdates && !behind;
+        match state.open.iter_mut().find(|pins| pins.number == number) {
+            Some(pins) => {
+                pins.count += 1;
+                pins.paged |= paged;
+            }
+            None => state.open.push(Pins {
+                number,
+                count: 1,
+                paged,
+            }),
+        }
         let keep_pages = paged && state.pages == Some(number);
         // A handle past the page cache fills it all the same where it is mapped.
         state.pages = paged.then_some(number);
@@ -157,27 +201,32 @@ impl SecretNode {
             size: state.size,
             grown: state.told < state.size,
         });
-        Pinned {
+        Ok(Pinned {
             tell,
             superseding,
             outdates,
             direct: !paged,
             keep_pages,
-        }
+        })
+    }
+
+    /// Whether the kernel still has to be told this: of two opens that both had to, the first has done it for both.
+    pub(super) fn is_untold(&self, tell: Tell) -> bool {
+        !tell.grown || self.state().told < tell.size
     }
 
     /// A handle on this generation is closed.
     pub(super) fn unpin(&self, number: u64) {
         let mut state = self.state();
-        if let Some(open) = state.open.iter_mut().find(|(other, _)| *other == number) {
-            open.1 = open.1.saturating_sub(1);
+        if let Some(pins) = state.open.iter_mut().find(|pins| pins.number == number) {
+            pins.count = pins.count.saturating_sub(1);
         }
-        state.open.retain(|(_, count)| *count > 0);
+        state.open.retain(|pins| pins.count > 0);
     }
 
     /// True while a handle on another generation is open.
     pub(super) fn is_shared_with_another_generation(&self, number: u64) -> bool {
-        self.state().open.iter().any(|(other, _)| *other != number)
+        self.state().open.iter().any(|pins| pins.number != number)
     }
 }
 
@@ -207,6 +256,8 @@ struct Table {
     secrets: HashMap<SecretPath, Ino>,
     /// How many look-ups the kernel holds of each.
     lookups: HashMap<Ino, u64>,
+    /// How often a name has lost its inode.
+    superseded: u64,
 }
 
 impl Inodes {
@@ -217,6 +268,7 @@ impl Inodes {
             services: HashMap::new(),
             secrets: HashMap::new(),
             lookups: HashMap::new(),
+            superseded: 0,
         }))
     }
 
@@ -310,6 +362,11 @@ impl Inodes {
         table.secrets.get(&node.path) == Some(&node.ino) && table.supersede(&node.path)
     }
 
+    /// As long as this number stays, so does the inode of each name.
+    pub(super) fn superseded(&self) -> u64 {
+        self.table().superseded
+    }
+
     pub(super) fn len(&self) -> usize {
         self.table().nodes.len()
     }
@@ -356,6 +413,7 @@ impl Table {
         let Some(ino) = self.secrets.remove(path) else {
             return false;
         };
+        self.superseded += 1;
         if !self.lookups.contains_key(&ino) {
             self.nodes.remove(&ino);
         }

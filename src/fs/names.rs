@@ -1,12 +1,23 @@
 //! Names: look-ups and listings. They never fetch a value, and ask no backend for who may read nothing.
 
 use std::ffi::OsStr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
-use crate::cache::Answer;
+use crate::cache::{Answer, Names};
 use crate::caller::Caller;
 use crate::fs::{Attr, DirEntry, FsError, Kind, Reply, Tree};
 use crate::secret::{Name, SecretPath};
+
+/// The last listing of a service, and what it was made from.
+#[derive(Debug)]
+pub(super) struct Listing {
+    names: Names,
+    bound: Vec<Name>,
+    superseded: u64,
+    entries: Entries,
+}
+
+type Entries = Arc<Vec<DirEntry>>;
 
 impl Tree {
     pub(super) fn look_up_service(
@@ -69,17 +80,17 @@ impl Tree {
             })
     }
 
-    pub(super) fn list_services(self: &Arc<Self>, caller: Caller) -> Answer<Reply<Vec<DirEntry>>> {
+    pub(super) fn list_services(self: &Arc<Self>, caller: Caller) -> Answer<Reply<Entries>> {
         let catalogue = self.catalogue.load();
         let mut services: Vec<Name> = catalogue.services().cloned().collect();
         let tree = Arc::clone(self);
-        let entries = move |services: Vec<Name>| -> Vec<DirEntry> {
+        let entries = move |services: Vec<Name>| -> Entries {
             let entry = |name: Name| DirEntry {
                 ino: tree.inodes.service(&name),
                 kind: Kind::Directory,
                 name,
             };
-            services.into_iter().map(entry).collect()
+            Arc::new(services.into_iter().map(entry).collect())
         };
         match catalogue.defaults() {
             Some(backend) if self.access.may_list_defaults(caller) => {
@@ -103,39 +114,52 @@ impl Tree {
         self: &Arc<Self>,
         caller: Caller,
         service: Name,
-    ) -> Answer<Reply<Vec<DirEntry>>> {
+    ) -> Answer<Reply<Entries>> {
         if !self.access.may_list(caller, &service) {
-            return Answer::Ready(Ok(Vec::new()));
+            return Answer::Ready(Ok(Arc::default()));
         }
         let catalogue = self.catalogue.load();
-        let mut names = catalogue.bound_names(&service);
-        let folder = catalogue.folder(&service);
+        let bound = catalogue.bound_names(&service);
+        let Some(folder) = catalogue.folder(&service) else {
+            return Answer::Ready(Ok(self.listing(service, bound, Names::default())));
+        };
         let tree = Arc::clone(self);
-        let entries = move |service: &Name, mut names: Vec<Name>| -> Vec<DirEntry> {
-            names.sort_unstable();
-            names.dedup();
-            let inos = tree.inodes.secrets(service, &names);
-            let entry = |(ino, name)| DirEntry {
-                ino,
-                kind: Kind::File,
-                name,
-            };
-            inos.into_iter().zip(names).map(entry).collect()
+        let listed = self.cache.names(&folder.backend, &folder.folder);
+        listed.map(move |names| {
+            let names = names.map_err(|error| FsError::from(&error))?;
+            Ok(tree.listing(service, bound, names))
+        })
+    }
+
+    /// The lines of a service's listing: the last ones, unless something has changed of what they were made from.
+    fn listing(&self, service: Name, bound: Vec<Name>, names: Names) -> Entries {
+        let superseded = self.inodes.superseded();
+        let listings = || self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = listings().get(&service)
+            && Arc::ptr_eq(&last.names, &names)
+            && last.bound == bound
+            && last.superseded == superseded
+        {
+            return Arc::clone(&last.entries);
+        }
+        let mut all: Vec<Name> = bound.iter().chain(names.iter()).cloned().collect();
+        all.sort_unstable();
+        all.dedup();
+        let inos = self.inodes.secrets(&service, &all);
+        let entry = |(ino, name)| DirEntry {
+            ino,
+            kind: Kind::File,
+            name,
         };
-        let Some(folder) = folder else {
-            return Answer::Ready(Ok(entries(&service, names)));
+        let entries = Arc::new(inos.into_iter().zip(all).map(entry).collect());
+        let listing = Listing {
+            names,
+            bound,
+            superseded,
+            entries: Arc::clone(&entries),
         };
-        self.cache
-            .names(&folder.backend, &folder.folder)
-            .map(move |listed| {
-                names.extend(
-                    listed
-                        .map_err(|error| FsError::from(&error))?
-                        .iter()
-                        .cloned(),
-                );
-                Ok(entries(&service, names))
-            })
+        listings().insert(service, listing);
+        entries
     }
 }
 

@@ -45,7 +45,7 @@ pub struct Opened {
     pub direct: bool,
     /// What the page cache holds is this very value.
     pub keep_pages: bool,
-    /// What the kernel must be told before the open is answered; then call [`Tree::told`].
+    /// What the kernel must be told before the open is answered; then call [`told`](super::Tree::told).
     pub tell: Option<Tell>,
 }
 

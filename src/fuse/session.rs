@@ -40,7 +40,7 @@ impl Session {
             config,
         )?
         .spawn()?;
-        queue.run(session.notifier())?;
+        queue.run(&session.notifier())?;
         Ok(Self(session))
     }
 

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -63,9 +64,14 @@ pub enum MountError {
     /// No fusermount3.
     #[error("fusermount3: {0}: install fuse3 (apt install fuse3), or start as root")]
     NoHelper(io::Error),
-    /// fusermount3 says no; it has said why on stderr.
-    #[error("mountpoint {}: fusermount3 refused: the line above says why", .0.display())]
-    HelperRefused(PathBuf),
+    /// fusermount3 says no.
+    #[error("mountpoint {}: {why}: let the mountpoint belong to who mounts, or name another folder as `mount` in the config", .path.display())]
+    HelperRefused {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The last line that it said.
+        why: String,
+    },
     /// The mountpoint belongs to another daemon.
     #[error("mountpoint {} holds a mount of {}: unmount it (secretfs --config {} unmount), or name another folder as `mount`", .path.display(), .source_config.display(), .source_config.display())]
     Taken {
@@ -111,7 +117,15 @@ impl Mountpoint {
             why,
         };
         match fs::metadata(&self.path) {
-            Ok(found) if found.is_dir() => {}
+            Ok(found) if found.is_dir() => match fs::read_dir(&self.path).map(|mut all| all.next())
+            {
+                Ok(None) => {}
+                Ok(Some(_)) => {
+                    let hidden = "not empty, and the mount would hide what is in it";
+                    return Err(no_folder(hidden.to_owned()));
+                }
+                Err(error) => return Err(no_folder(error.to_string())),
+            },
             Ok(_) => return Err(no_folder("not a folder".to_owned())),
             Err(error) => return Err(no_folder(error.to_string())),
         }
@@ -123,11 +137,7 @@ impl Mountpoint {
     }
 
     fn mount_as_root(&self) -> Result<OwnedFd, MountError> {
-        let device = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/fuse")
-            .map_err(MountError::NoDevice)?;
+        let device = device().map_err(MountError::NoDevice)?;
         let refused = |why: nix::Error| MountError::Refused {
             path: self.path.clone(),
             why: why.into(),
@@ -167,15 +177,13 @@ impl Mountpoint {
             .try_clone()
             .and_then(|theirs| pass_on(&theirs))
             .map_err(MountError::NoHelper)?;
-        let mut options = OsString::from("nosuid,nodev,noexec,subtype=secretfs,fsname=");
+        // Read-only: the kernel passes on to a writable mount what fuser cannot decode. Times before 1970 by more than a
+        // SystemTime holds, which any user may ask for with utimensat(2), end the server.
+        let mut options = OsString::from("ro,nosuid,nodev,noexec,subtype=secretfs,fsname=");
         options.push(escaped(self.source.as_os_str()));
-        if others_allowed() {
+        let others = others_allowed();
+        if others {
             options.push(",allow_other");
-        } else {
-            tracing::warn!(
-                "only you can read below {}: add user_allow_other to /etc/fuse.conf to let others in",
-                self.path.display()
-            );
         }
         let mut helper = Command::new("fusermount3");
         helper
@@ -184,16 +192,33 @@ impl Mountpoint {
             .arg("--")
             .arg(&self.path)
             .env("_FUSE_COMMFD", passed.as_raw_fd().to_string());
-        let mut helper = helper
+        let helper = helper
             .stdin(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .map_err(MountError::NoHelper)?;
         drop((theirs, passed));
         // fusermount3 either sends the descriptor or exits, which closes its end.
         let device = receive(&ours);
-        match (helper.wait(), device) {
-            (Ok(status), Some(device)) if status.success() => Ok(device),
-            (Ok(_) | Err(_), _) => Err(MountError::HelperRefused(self.path.clone())),
+        let ended = helper.wait_with_output().map_err(MountError::NoHelper)?;
+        match device {
+            Some(device) if ended.status.success() => {
+                if !others {
+                    tracing::warn!(
+                        "only you can read below {}: add user_allow_other to /etc/fuse.conf to let others in",
+                        self.path.display()
+                    );
+                }
+                Ok(device)
+            }
+            Some(_) | None => {
+                let said = String::from_utf8_lossy(&ended.stderr);
+                let why = said.lines().last().unwrap_or("fusermount3 refused");
+                Err(MountError::HelperRefused {
+                    path: self.path.clone(),
+                    why: why.to_owned(),
+                })
+            }
         }
     }
 
@@ -275,6 +300,20 @@ impl Mountpoint {
             Err(io::Error::other("fusermount3 -u refused"))
         }
     }
+}
+
+/// Opens `/dev/fuse`.
+///
+/// # Errors
+/// What opening it fails with, and where something else stands in its place.
+pub fn device() -> io::Result<File> {
+    const FUSE: (u64, u64) = (10, 229);
+    let device = File::options().read(true).write(true).open("/dev/fuse")?;
+    let number = device.metadata()?.rdev();
+    if (nix::sys::stat::major(number), nix::sys::stat::minor(number)) != FUSE {
+        return Err(io::Error::other("something else stands in its place"));
+    }
+    Ok(device)
 }
 
 /// A copy of a descriptor that a child inherits. The keeper has one thread, so only the child started next does.

@@ -107,8 +107,10 @@ impl Daemon {
         make_store(folder, many, clock);
         fs::write(folder.join("config.toml"), config(folder)).expect("a config");
         fs::create_dir(folder.join("secrets")).expect("a mountpoint");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_secretfs"));
+        // Told to end when this program does, however it ends.
+        let mut command = Command::new("setpriv");
         command
+            .args(["--pdeathsig", "TERM", env!("CARGO_BIN_EXE_secretfs")])
             .arg("--config")
             .arg(folder.join("config.toml"))
             .arg("mount");

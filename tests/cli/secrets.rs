@@ -11,10 +11,15 @@ use crate::Demo;
 fn a_value_comes_back_byte_for_byte() {
     let demo = Demo::new();
     let all: Vec<u8> = (0..=255).collect();
-    for value in [&b"hunter2"[..], b"", b"line\n", b"\r\n\0\n", &all] {
+    for value in [&b"hunter2"[..], b"line\n", b"\r\n\0\n", &all] {
         demo.put("billing/one", value);
         assert_eq!(demo.get("billing/one"), value);
     }
+    demo.run(&["put", "billing/one"])
+        .failed(1, "no value in it");
+    demo.run(&["put", "billing/one", "--file", "/dev/null"])
+        .done();
+    assert_eq!(demo.get("billing/one"), b"");
     let largest = vec![7; 1 << 20];
     demo.put("billing/large", &largest);
     assert_eq!(demo.get("billing/large"), largest);
@@ -81,7 +86,7 @@ fn listings_are_one_secret_a_line() {
 #[test]
 fn json_carries_a_value_in_base64_with_its_version() {
     let demo = Demo::new();
-    for value in [&b"\xff\x00 any"[..], b"", b"a"] {
+    for value in [&b"\xff\x00 any"[..], b"a"] {
         demo.put("billing/pw", value);
         let got = demo.json(&["get", "billing/pw"]);
         let decoded = STANDARD.decode(got["value"].as_str().unwrap()).unwrap();

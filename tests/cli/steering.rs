@@ -76,7 +76,7 @@ fn rules_come_and_go_and_comments_stay() {
     demo.run(&["allow", "billing", "--uid", "9-1"])
         .failed(2, "--uid");
     demo.run(&["allow", "../x", "--uid", "1"])
-        .failed(2, "not a name");
+        .failed(2, "a name is");
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn doctor_names_what_is_wrong_and_how_to_mend_it() {
     fs::set_permissions(&identity, fs::Permissions::from_mode(0o600)).unwrap();
 
     demo.edit("config.toml", |text| {
-        text + "\nnonsense = 1\n[services.x]\nallow = [{ uid = \"no-such-user-here\" }]\n"
+        text + "\nnonsense = 1\n[services.x]\nsource = \"local:x\"\nallow = [{ uid = \"no-such-user-here\" }]\n"
     });
     let sick = demo.run(&["doctor"]);
     assert_eq!(sick.code, 1);

@@ -41,6 +41,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) services: &'a str,
     /// What the store holds at first.
     pub(crate) values: &'a [(&'a str, &'a [u8])],
+    /// The names of its stores; one, `local`, where this is empty.
+    pub(crate) stores: &'a [&'a str],
     /// The account that the server becomes.
     pub(crate) user: Option<&'a str>,
     /// The plain user who starts it, instead of root.
@@ -66,13 +68,16 @@ impl Setup<'_> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let root = PathBuf::from(format!("{PREFIX}{}-{number}", std::process::id()));
-        let daemon = Daemon {
+        let mut daemon = Daemon {
             watchdog: watch(root.clone()),
             keeper: None,
+            notify: None,
             starter: self.starter,
             wrapped: self.wrapped.iter().map(|&word| word.to_owned()).collect(),
             root,
+            head: String::new(),
         };
+        daemon.head = daemon.head(self);
         daemon.make(self);
         daemon
     }
@@ -82,7 +87,11 @@ impl Setup<'_> {
 #[derive(Debug)]
 pub(crate) struct Daemon {
     root: PathBuf,
+    /// The config, but for the services.
+    head: String,
     keeper: Option<Child>,
+    /// Where the daemon says how it is.
+    notify: Option<UnixDatagram>,
     starter: Option<u32>,
     wrapped: Vec<String>,
     watchdog: mpsc::Sender<()>,
@@ -140,6 +149,7 @@ impl Daemon {
             ready || ended.is_some()
         });
         self.keeper = Some(keeper);
+        self.notify = Some(notify);
         assert!(settled, "the daemon is not ready: {}", self.log());
         match ended {
             Some(status) if !ready => {
@@ -315,14 +325,17 @@ impl Daemon {
             folder(name, mode);
         }
         fs::write(self.at("probe.py"), SCRIPT).unwrap();
-        fs::write(self.at("config.toml"), self.config(setup)).unwrap();
-        fs::set_permissions(self.at("config.toml"), Permissions::from_mode(0o644)).unwrap();
+        self.configure(setup.services);
         let clock = Clock::default();
         let identity = Identity::generate();
         let text = identity.to_text(clock.timestamp());
         fs::write(self.at("identity.txt"), text.expose()).unwrap();
         fs::set_permissions(self.at("identity.txt"), Permissions::from_mode(0o600)).unwrap();
-        let store = Store::create(&self.at("data/store.age"), &identity, clock).unwrap();
+        let create = |name: &str| {
+            let path = self.at(&format!("data/{name}.age"));
+            Store::create(&path, &identity, clock.clone()).unwrap()
+        };
+        let stores: Vec<Store> = names(setup).iter().map(|name| create(name)).collect();
         let values: Vec<(SecretPath, SecretBytes)> = setup
             .values
             .iter()
@@ -336,8 +349,8 @@ impl Daemon {
                 description: None,
             })
             .collect();
-        store.put_all(&new, &mut |_, _| {}).unwrap();
-        drop(store);
+        stores[0].put_all(&new, &mut |_, _| {}).unwrap();
+        drop(stores);
         if let Some(uid) = setup.starter {
             fs::copy(env!("CARGO_BIN_EXE_secretfs"), self.at("secretfs")).unwrap();
             for name in [
@@ -362,26 +375,44 @@ impl Daemon {
         }
     }
 
-    fn config(&self, setup: &Setup<'_>) -> String {
+    /// Writes the config, with these sections at its end.
+    pub(crate) fn configure(&self, services: &str) {
+        let path = self.at("config.toml");
+        fs::write(&path, format!("{}\n{services}\n", self.head)).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+    }
+
+    fn head(&self, setup: &Setup<'_>) -> String {
         let root = self.root.display();
         let user = setup.user.map(|user| format!("user = \"{user}\"\n"));
-        let (user, top, services) = (user.unwrap_or_default(), setup.top, setup.services);
-        format!(
+        let (user, top) = (user.unwrap_or_default(), setup.top);
+        let mut head = format!(
             r#"mount = "{root}/secrets"
 runtime = "{root}/run"
 state = "{root}/state"
 {user}{top}
-[backends.local]
-type = "store"
-path = "{root}/data/store.age"
-identity = {{ file = "{root}/identity.txt" }}
-
 [audit]
 path = "{root}/log/audit.jsonl"
-
-{services}
 "#
-        )
+        );
+        for name in names(setup) {
+            head.push_str(&format!(
+                r#"
+[backends.{name}]
+type = "store"
+path = "{root}/data/{name}.age"
+identity = {{ file = "{root}/identity.txt" }}
+"#
+            ));
+        }
+        head
+    }
+}
+
+fn names<'a>(setup: &Setup<'a>) -> Vec<&'a str> {
+    match setup.stores {
+        [] => vec!["local"],
+        stores => stores.to_vec(),
     }
 }
 
@@ -391,12 +422,12 @@ impl Drop for Daemon {
         if self.keeper.is_some() {
             let _ = kill(self.keeper(), Signal::SIGTERM);
         }
-        if let Some(mut keeper) = self.keeper.take() {
-            if wait(&mut keeper, Duration::from_secs(8)).is_none() {
-                eprintln!("the daemon of {} does not end", self.root.display());
-                let _ = keeper.kill();
-                let _ = keeper.wait();
-            }
+        if let Some(mut keeper) = self.keeper.take()
+            && wait(&mut keeper, Duration::from_secs(8)).is_none()
+        {
+            eprintln!("the daemon of {} does not end", self.root.display());
+            let _ = keeper.kill();
+            let _ = keeper.wait();
         }
         let left = (mounts(&self.root), processes(&self.root));
         clean(&self.root);
@@ -418,6 +449,11 @@ impl Drop for Daemon {
 pub(crate) struct Bind(PathBuf);
 
 impl Bind {
+    /// Takes over a mount.
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }
@@ -470,13 +506,23 @@ pub(crate) fn children(of: Pid) -> Vec<Pid> {
 /// Lets everybody go who waits for a FUSE mount at or below a place.
 pub(crate) fn abort(below: &Path) {
     for mounted in mounts(below) {
-        if mounted.kind.starts_with("fuse") {
-            let _ = fs::write(
-                format!("/sys/fs/fuse/connections/{}/abort", mounted.device),
-                "1",
-            );
+        if mounted.kind == "fuse" || mounted.kind.starts_with("fuse.") {
+            let _ = fs::write(connection(mounted.device).join("abort"), "1");
         }
     }
+}
+
+/// Where the kernel shows a FUSE connection. Nobody but systemd mounts that, so we may have to.
+pub(crate) fn connection(number: u32) -> PathBuf {
+    static MOUNT: Once = Once::new();
+    let connections = Path::new("/sys/fs/fuse/connections");
+    MOUNT.call_once(|| {
+        if mounts(connections).is_empty() {
+            let (none, flags) = (None::<&str>, MsFlags::empty());
+            nix::mount::mount(none, connections, Some("fusectl"), flags, none).unwrap();
+        }
+    });
+    connections.join(number.to_string())
 }
 
 /// The processes that were started with this folder's name in their command line, but for us.

@@ -45,6 +45,7 @@ pub(crate) fn has(needs: &[Need]) -> bool {
 }
 
 /// Ends the test where the machine lacks something.
+#[allow(unused_macros, reason = "each test program uses its own part of this")]
 macro_rules! needs {
     ($($need:expr),* $(,)?) => {
         if !$crate::common::machine::has(&$crate::common::machine::MOUNT)
@@ -54,6 +55,7 @@ macro_rules! needs {
         }
     };
 }
+#[allow(unused_imports, reason = "likewise")]
 pub(crate) use needs;
 
 impl Need {

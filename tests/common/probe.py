@@ -95,6 +95,34 @@ class Calls:
     def mapped(self, index):
         return kept[index][:].hex()
 
+    def borrow(self, path):
+        """Maps a file's first page to write to, and does not touch it yet."""
+        fd = os.open(path, os.O_RDONLY)
+        length = os.fstat(fd).st_size
+        self.borrowed = mmap.mmap(fd, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        os.close(fd)
+
+    def list_into(self, path):
+        """getdents(2) of a directory into the borrowed page: the bytes it wrote."""
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        written = libc.getdents64(fd, ctypes.byref(ctypes.c_char.from_buffer(self.borrowed)), 4096)
+        os.close(fd)
+        if written < 0:
+            raise OSError(ctypes.get_errno(), "getdents64")
+        return written
+
+    def utime(self, path, seconds):
+        """os.utime takes no such times."""
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        times = (ctypes.c_int64 * 4)(seconds, 0, seconds, 0)
+        if libc.utimensat(-100, path.encode(), times, 0) != 0:
+            raise OSError(ctypes.get_errno(), "utimensat")
+
     def sendfile(self, fd):
         return through_a_pipe(lambda out, at: os.sendfile(out, fd, at, PIPE)).hex()
 
@@ -120,7 +148,7 @@ class Calls:
 
     def run(self, command, fds):
         """A child with these descriptors, under their own numbers."""
-        done = subprocess.run(command, pass_fds=fds, stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
+        done = subprocess.run(command, pass_fds=fds, input=b"", capture_output=True, timeout=20)
         return {"code": done.returncode, "stdout": done.stdout.hex(), "stderr": done.stderr.hex()}
 
     def pid(self):
@@ -129,6 +157,7 @@ class Calls:
     def os(self, name, *args):
         """Any function of the module `os` whose result does not matter."""
         args = [arg["bytes"].encode() if isinstance(arg, dict) else arg for arg in args]
+        args = [tuple(arg) if isinstance(arg, list) else arg for arg in args]
         getattr(os, name)(*args)
 
 

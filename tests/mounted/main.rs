@@ -15,9 +15,14 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod audit;
 mod descriptors;
+mod hostile;
 mod keeper;
 mod matrix;
 mod namespaces;
+mod sealed;
+mod trouble;
 mod units;
+mod users;
 mod values;

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::common::daemon::{Daemon, tool};
 use crate::common::machine::{Need, needs};
-use crate::common::probe::Who;
+use crate::common::probe::{Got, Who};
 use crate::common::run;
 
 const MODES: [&str; 2] = ["checked", "cached"];
@@ -69,8 +69,14 @@ fn every_program_reads_the_whole_value_from_a_file_that_was_never_fetched() {
             "install",
             "install -m 600 \"$0\" \"$1\" && cat \"$1\" && rm \"$1\"",
         ),
-        ("twice", "cat \"$0\" > /dev/null && busybox cat \"$0\""),
-        ("stat", "stat \"$0\" > /dev/null && busybox cat \"$0\""),
+        (
+            "twice",
+            "cat \"$0\" > \"$1\" && rm \"$1\" && busybox cat \"$0\"",
+        ),
+        (
+            "stat",
+            "stat \"$0\" > \"$1\" && rm \"$1\" && busybox cat \"$0\"",
+        ),
     ];
     let (daemon, values) = each_value_for(&ways.map(|(way, _)| way));
     let who = Who::uid(4001);
@@ -178,6 +184,15 @@ fn a_listing_shows_lengths_of_what_was_fetched_and_fetches_nothing() {
     assert_eq!(opens(&daemon), before, "a listing was taken for an access");
 }
 
+/// What an open of an old inode may give: the new value. In the cached mode it is ESTALE instead while somebody still
+/// reads a shorter value there through the page cache; see docs/semantics.md.
+fn new_or_busy(mode: &str, got: &Got<Vec<u8>>, value: &Vec<u8>) -> bool {
+    match got {
+        Ok(read) => read == value,
+        Err(errno) => mode == "cached" && *errno == Errno::ESTALE,
+    }
+}
+
 #[test]
 fn a_value_replaced_under_open_handles_is_new_for_each_open_and_old_for_each_handle() {
     needs!();
@@ -202,17 +217,17 @@ secrets.cached = { reads = "cached" }
             daemon.put(&format!("a/{mode}"), &value);
             let what = format!("{mode}, {length} bytes");
             assert_eq!(reader.cat(&path).as_ref(), Ok(&value), "{what}: by path");
-            assert_eq!(
-                reader.cat(bind.path()).as_ref(),
-                Ok(&value),
-                "{what}: by a bind mount"
+            let bound = reader.cat(bind.path());
+            assert!(
+                new_or_busy(mode, &bound, &value),
+                "{what}: by a bind mount: {bound:?}"
             );
             for (fd, _) in &held {
                 let reopened = PathBuf::from(format!("/proc/self/fd/{fd}"));
-                assert_eq!(
-                    reader.cat(&reopened).as_ref(),
-                    Ok(&value),
-                    "{what}: reopened"
+                let again = reader.cat(&reopened);
+                assert!(
+                    new_or_busy(mode, &again, &value),
+                    "{what}: reopened: {again:?}"
                 );
             }
             let fd = reader.open(&path).unwrap();
@@ -224,8 +239,9 @@ secrets.cached = { reads = "cached" }
                 "{what}: size by path"
             );
             held.push((fd, value));
-            let bound = reader.open(bind.path()).unwrap();
-            held.push((bound, vec![letter; length]));
+            if let Ok(bound) = reader.open(bind.path()) {
+                held.push((bound, vec![letter; length]));
+            }
             for (fd, value) in &held {
                 let read = reader.pread(*fd);
                 assert!(
@@ -266,7 +282,8 @@ secrets.cached = { reads = "cached" }
         for length in [100, 20_000] {
             let value = vec![b'2'; length];
             daemon.put(&format!("a/{mode}"), &value);
-            assert_eq!(reader.cat(bind.path()).as_ref(), Ok(&value), "{mode}");
+            let bound = reader.cat(bind.path());
+            assert!(new_or_busy(mode, &bound, &value), "{mode}");
             assert_eq!(reader.cat(&path).as_ref(), Ok(&value), "{mode}");
             let mapped = reader.ask("mapped", json!([index])).unwrap();
             assert!(
@@ -333,8 +350,20 @@ secrets.cached = { reads = "cached" }
                     let mut held = None;
                     while !end.load(Ordering::SeqCst) {
                         let least = acknowledged[mode].load(Ordering::SeqCst);
-                        let value = read(mode, way, &mut held)
-                            .map_err(|error| format!("{} way {way}: {error}", MODES[mode]))?;
+                        let value = match read(mode, way, &mut held) {
+                            Ok(value) => value,
+                            // By path there is always an inode to read from; an old one may be busy.
+                            Err(error)
+                                if error.raw_os_error() == Some(libc::ESTALE)
+                                    && MODES[mode] == "cached"
+                                    && (way == 1 || way == 3) =>
+                            {
+                                continue;
+                            }
+                            Err(error) => {
+                                return Err(format!("{} way {way}: {error}", MODES[mode]));
+                            }
+                        };
                         let number = std::str::from_utf8(value.get(..16).unwrap_or_default())
                             .ok()
                             .and_then(|text| text.parse::<usize>().ok())

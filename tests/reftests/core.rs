@@ -88,6 +88,12 @@ impl Core {
             }
             Op::Open { uid, path } => {
                 let ino = self.look_up(*uid, path)?;
+                match self.open(*uid, ino) {
+                    // As the kernel does: once more from the top.
+                    Err(FsError::Superseded) => {}
+                    ended => return ended,
+                }
+                let ino = self.look_up(*uid, path)?;
                 return self.open(*uid, ino);
             }
             Op::Pin { path } => {
@@ -176,8 +182,8 @@ impl System for Core {
         Some(self.world.asked())
     }
 
-    fn log(&mut self) -> Vec<String> {
-        self.world.log.lines()
+    fn log(&mut self) -> Option<Vec<String>> {
+        Some(self.world.log.lines())
     }
 }
 

@@ -240,6 +240,11 @@ pub trait System {
     /// How often backends were asked for a value and for names, where that can be known.
     fn asked(&self) -> Option<(usize, usize)>;
 
-    /// The audit log at the end, as sorted lines of `uid action path outcome`.
-    fn log(&mut self) -> Vec<String>;
+    /// Whether what was seen is what was to be expected, as far as this system can tell.
+    fn agrees(&self, _: &Op, seen: &Answer, expected: &Answer) -> bool {
+        seen == expected
+    }
+
+    /// The audit log at the end, as sorted lines of `uid action path outcome`, where it can be known.
+    fn log(&mut self) -> Option<Vec<String>>;
 }

@@ -6,6 +6,8 @@ use crate::core::wrapped;
 use crate::language::{Answer, Op, Policy, STALE, STALE_EITHER, Seen, System, TTL, UIDS, Weather};
 
 pub struct Model {
+    /// Both backends are one store, which announces its changes.
+    one_store: bool,
     policy: Policy,
     now: u64,
     /// Every place's versions, the current one last; `None` where it was removed.
@@ -54,6 +56,7 @@ struct Handle {
     node: usize,
     generation: Generation,
     checked: bool,
+    paged: bool,
 }
 
 /// Why there is no value.
@@ -113,17 +116,14 @@ fn stale_of(path: &str) -> u64 {
     }
 }
 
-fn backend_of(place: &str) -> char {
-    place.chars().next().unwrap()
-}
-
 fn split(path: &'static str) -> (&'static str, &'static str) {
     path.split_once('/').unwrap()
 }
 
 impl Model {
-    pub fn new(policy: &Policy) -> Self {
+    pub fn new(policy: &Policy, one_store: bool) -> Self {
         Self {
+            one_store,
             policy: *policy,
             now: 0,
             places: BTreeMap::new(),
@@ -160,6 +160,29 @@ impl Model {
 
     // Backends.
 
+    fn backend_of(&self, place: &str) -> char {
+        if self.one_store {
+            return 'b';
+        }
+        place.chars().next().unwrap()
+    }
+
+    fn folder_of(&self, service: &str) -> char {
+        if service == "app" && !self.one_store {
+            'a'
+        } else {
+            'b'
+        }
+    }
+
+    /// The paths of a backend's places that hold something.
+    fn paths_in(&self, backend: char) -> impl Iterator<Item = &'static str> {
+        let places = self.places.iter().filter(|(_, place)| place.exists);
+        places
+            .filter(move |(path, _)| self.backend_of(path) == backend)
+            .map(|(path, _)| path.split_once(':').unwrap().1)
+    }
+
     fn storm(&self, backend: char) -> Option<No> {
         match self.weather[&backend] {
             Weather::Fine | Weather::Panicking => None,
@@ -171,17 +194,18 @@ impl Model {
     }
 
     fn names_in(&self, backend: char, folder: &str) -> Vec<String> {
-        let start = format!("{backend}:{folder}/");
-        let places = self.places.iter().filter(|(_, place)| place.exists);
-        let names = places.filter_map(|(path, _)| path.strip_prefix(&start));
-        names.map(str::to_owned).collect()
+        let start = format!("{folder}/");
+        let names = self.paths_in(backend);
+        let mut names: Vec<_> = names.filter_map(|path| path.strip_prefix(&start)).collect();
+        names.sort_unstable();
+        names.into_iter().map(str::to_owned).collect()
     }
 
     fn folders_in(&self, backend: char) -> Vec<String> {
-        let start = format!("{backend}:");
-        let places = self.places.iter().filter(|(_, place)| place.exists);
-        let below = places.filter_map(|(path, _)| path.strip_prefix(&start));
-        let folders: BTreeSet<_> = below.map(|path| path.split_once('/').unwrap().0).collect();
+        let folders = self
+            .paths_in(backend)
+            .map(|path| path.split_once('/').unwrap().0);
+        let folders: BTreeSet<_> = folders.collect();
         folders.into_iter().map(str::to_owned).collect()
     }
 
@@ -256,7 +280,7 @@ impl Model {
     fn ask(&mut self, path: &'static str) -> Result<Generation, No> {
         let mut forever = true;
         for place in places_of(path) {
-            let backend = backend_of(place);
+            let backend = self.backend_of(place);
             forever &= backend == 'b';
             self.reads += 1;
             if let Some(no) = self.storm(backend) {
@@ -288,11 +312,11 @@ impl Model {
     }
 
     fn changed(&mut self, place: &'static str, announced: bool) {
-        if !announced && backend_of(place) == 'a' {
+        if !announced && self.backend_of(place) == 'a' {
             return;
         }
-        self.lists
-            .retain(|(backend, _), _| *backend != backend_of(place));
+        let changed = self.backend_of(place);
+        self.lists.retain(|(backend, _), _| *backend != changed);
         let shows = |path: &&'static str| places_of(path).contains(&place);
         self.values.retain(|path, _| !shows(path));
         self.current.retain(|path, _| !shows(path));
@@ -319,7 +343,9 @@ impl Model {
             return Err(libc::EACCES);
         }
         if !matches!(path, "app/either" | "app/alias") {
-            let names = self.list(folder_of(service), service).map_err(No::errno)?;
+            let names = self
+                .list(self.folder_of(service), service)
+                .map_err(No::errno)?;
             if !names.iter().any(|known| known == name) {
                 return Err(libc::ENOENT);
             }
@@ -350,7 +376,9 @@ impl Model {
         if !self.in_service(uid, folder) {
             return Ok(Vec::new());
         }
-        let mut names = self.list(folder_of(folder), folder).map_err(No::errno)?;
+        let mut names = self
+            .list(self.folder_of(folder), folder)
+            .map_err(No::errno)?;
         if folder == "app" {
             names.extend(["alias".to_owned(), "either".to_owned()]);
         }
@@ -405,35 +433,41 @@ impl Model {
                 return Err(no.errno());
             }
         };
-        self.note(
-            uid,
-            "open",
-            path,
-            if given.stale { "stale" } else { "allowed" },
-        );
         let generation = given.generation;
-        let mut handles = self.handles.iter();
-        let older =
-            handles.any(|other| other.node == node && other.generation.number != generation.number);
+        let others = || {
+            let handles = self.handles.iter();
+            handles
+                .filter(|other| other.node == node && other.generation.number != generation.number)
+        };
+        let older = others().next().is_some();
+        let paged = others().any(|other| other.paged);
         let length = length(&generation);
+        let is_current = self.current.get(path) == Some(&node);
         let inode = &mut self.nodes[node];
+        let occupied = paged && length > inode.size;
+        let another = inode.shown.is_some_and(|shown| shown != generation.number);
+        // Its name leads to another inode from now on.
+        if (another || occupied) && is_current {
+            self.current.remove(path);
+        }
+        if occupied {
+            return Err(libc::ESTALE);
+        }
         inode.size = if older {
             inode.size.max(length)
         } else {
             length
         };
-        // Its name leads to another inode from now on.
-        if inode.shown.is_some_and(|shown| shown != generation.number)
-            && self.current.get(path) == Some(&node)
-        {
-            self.current.remove(path);
-        }
         inode.shown = Some(generation.number);
+        let checked = path != "web/k1" || !self.policy.cached;
         self.handles.push(Handle {
             node,
             generation,
-            checked: path != "web/k1" || !self.policy.cached,
+            checked,
+            paged: !checked && is_current && !older && !another,
         });
+        let outcome = if given.stale { "stale" } else { "allowed" };
+        self.note(uid, "open", path, outcome);
         Ok(Seen::Done)
     }
 
@@ -442,6 +476,7 @@ impl Model {
             node,
             generation,
             checked,
+            ..
         } = &self.handles[handle];
         let path = self.nodes[*node].path;
         if *checked && !self.may_read(uid, path) {
@@ -471,6 +506,12 @@ impl System for Model {
                 return self.stat(*uid, node);
             }
             Op::Open { uid, path } => {
+                let node = self.look_up(*uid, path)?;
+                match self.open(*uid, node) {
+                    // As the kernel does: once more from the top.
+                    Err(libc::ESTALE) => {}
+                    ended => return ended,
+                }
                 let node = self.look_up(*uid, path)?;
                 return self.open(*uid, node);
             }
@@ -540,9 +581,9 @@ impl System for Model {
         Some((self.reads, self.listings))
     }
 
-    fn log(&mut self) -> Vec<String> {
+    fn log(&mut self) -> Option<Vec<String>> {
         self.log.sort();
-        self.log.clone()
+        Some(self.log.clone())
     }
 }
 
@@ -550,10 +591,6 @@ fn named(rules: [bool; 4], uid: u32) -> bool {
     UIDS.into_iter()
         .zip(rules)
         .any(|(who, named)| who == uid && named)
-}
-
-fn folder_of(service: &str) -> char {
-    if service == "app" { 'a' } else { 'b' }
 }
 
 fn length(generation: &Generation) -> u64 {

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -268,7 +269,8 @@ fn parse(text: &SecretBytes) -> Result<Catalogue, StoreError> {
 /// The index after the restore: the numbers of the one before, the secrets of the export.
 fn merge(before: &Index, catalogue: Catalogue, mut values: Values) -> Result<Index, StoreError> {
     let mut index = before.clone();
-    for secret in index.services.values_mut().flat_map(BTreeMap::values_mut) {
+    let secrets = index.services.values_mut().flat_map(BTreeMap::values_mut);
+    for secret in secrets.map(Arc::make_mut) {
         secret.versions.clear();
         secret.description = None;
     }

@@ -169,10 +169,22 @@ pub(super) fn read_index(
         | Unreadable::Damaged
         | Unreadable::Plugin(_) => StoreError::damaged(&path, "the index is not as it was written"),
     })?;
-    Index::parse(&document).map_err(|invalid| match invalid {
-        Invalid::Format(found) => StoreError::Format { file: path, found },
+    let index = Index::parse(&document).map_err(|invalid| match invalid {
+        Invalid::Format(found) => StoreError::Format {
+            file: path.clone(),
+            found,
+        },
         Invalid::Content(what) => StoreError::damaged(&path, what),
-    })
+    })?;
+    let own = identity.recipients();
+    if !index.recipients.iter().any(|one| own.contains(one)) {
+        // What is put would be sealed to others alone.
+        return Err(StoreError::damaged(
+            &path,
+            "its recipients lack this identity",
+        ));
+    }
+    Ok(index)
 }
 
 /// Why a value could not be read.

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
@@ -23,7 +24,7 @@ use crate::secret::{MAX_VALUE, Name, SecretBytes, SecretPath};
 /// The format that this program reads and writes.
 pub(super) const FORMAT: u64 = 1;
 
-/// No version has a larger number, which leaves room for more versions than there will ever be.
+/// No version has a larger number. Exports have a smaller limit, which leaves room for more versions than there will be.
 const MAX_NUMBER: u64 = 1 << 63;
 
 /// How many versions of a secret are kept.
@@ -38,7 +39,8 @@ pub(super) struct Index {
     audit_key: Key,
     /// Whom the index and every value are sealed to.
     pub(super) recipients: Vec<Recipient>,
-    pub(super) services: BTreeMap<Name, BTreeMap<Name, Secret>>,
+    /// Each change makes an index of its own, which shares the secrets that stay as they are.
+    pub(super) services: BTreeMap<Name, BTreeMap<Name, Arc<Secret>>>,
 }
 
 /// One secret. Without versions it is what remains of a removed one, so that its numbers are never used again.
@@ -154,7 +156,7 @@ impl Index {
                     service: service.clone(),
                     name: name.clone(),
                 };
-                (path, secret)
+                (path, secret.as_ref())
             })
         })
     }
@@ -170,6 +172,7 @@ impl Index {
         self.services
             .get(&path.service)
             .and_then(|secrets| secrets.get(&path.name))
+            .map(Arc::as_ref)
             .filter(|secret| !secret.versions.is_empty())
             .ok_or_else(|| StoreError::absent(path, None))
     }
@@ -210,15 +213,14 @@ impl Index {
 
     /// The secret's place, whether or not there is or was such a secret.
     pub(super) fn entry(&mut self, path: &SecretPath) -> &mut Secret {
-        self.services
-            .entry(path.service.clone())
-            .or_default()
-            .entry(path.name.clone())
-            .or_insert(Secret {
+        let secrets = self.services.entry(path.service.clone()).or_default();
+        Arc::make_mut(secrets.entry(path.name.clone()).or_insert_with(|| {
+            Arc::new(Secret {
                 next: 1,
                 description: None,
                 versions: Vec::new(),
             })
+        }))
     }
 
     /// Takes out one version or all, and gives their files.

@@ -4,6 +4,8 @@
 //! old and the new keys ([`Identity::with`], [`write_whole`](super::write_whole)), then calls [`Store::rekey`], then
 //! writes the file with the new keys alone. Wherever that ends early, the identity file opens the store.
 
+use std::sync::Arc;
+
 use super::files::{self, Before, read_value};
 use super::storage::{File, Folder};
 use super::{Identity, Progress, Recipient, Store, StoreError};
@@ -39,7 +41,7 @@ impl Store {
             secrets.iter_mut().map(named)
         });
         for (service, name, secret) in values {
-            for record in &mut secret.versions {
+            for record in &mut Arc::make_mut(secret).versions {
                 let value =
                     read_value(self.storage(), &state.identity, record).map_err(|error| {
                         let path = SecretPath {

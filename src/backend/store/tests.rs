@@ -175,6 +175,52 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn an_index_that_would_seal_values_to_others_alone_is_refused() {
+    let (_folder, store, identity) = new_store();
+    let file = store.path();
+    drop(store);
+    let recipient = |identity: &Identity| identity.recipients()[0].to_string();
+    let own: age::x25519::Recipient = recipient(&identity).parse().unwrap();
+    let index = |recipient: &str| {
+        let key = "A".repeat(43);
+        let text = format!(
+            r#"{{"format":1,"audit_key":"{key}","recipients":["{recipient}"],"services":{{}}}}"#
+        );
+        std::fs::write(&file, age::encrypt(&own, text.as_bytes()).unwrap()).unwrap();
+        Store::open(&file, identity.clone(), Clock::manual())
+    };
+    let error = index(&recipient(&Identity::generate())).unwrap_err();
+    assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+    index(&recipient(&identity)).unwrap();
+}
+
+#[test]
+fn no_export_uses_the_numbers_up() {
+    for (next, fits) in [(1 << 53, true), ((1 << 53) + 1, false), (u64::MAX, false)] {
+        let (_folder, store, identity) = new_store();
+        let index =
+            format!(r#"{{"format":1,"services":{{"a":{{"x":{{"next":{next},"versions":[]}}}}}}}}"#);
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(index.len().try_into().unwrap());
+        archive
+            .append_data(&mut header, "index.json", index.as_bytes())
+            .unwrap();
+        let recipient: age::x25519::Recipient =
+            identity.recipients()[0].to_string().parse().unwrap();
+        let sealed = age::encrypt(&recipient, &archive.into_inner().unwrap()).unwrap();
+        let with = OpenWith::Identity(&identity);
+        let restored = store.restore(&mut &sealed[..], with, false, &mut nothing);
+        assert_eq!(restored.is_ok(), fits, "{next}");
+        store.put(&path("a/x"), &bytes("one more"), None).unwrap();
+        let file = store.path();
+        drop(store);
+        let store = Store::open(&file, identity, Clock::manual()).unwrap();
+        shows(&store, "a/x", None, "one more");
+    }
+}
+
+#[test]
 fn files_are_private_and_belong_to_the_owner_of_the_store() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let folder = tempfile::tempdir().unwrap();

@@ -1,0 +1,112 @@
+//! What a local user does who means harm: nobody else may notice.
+
+use std::fs;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use serde_json::json;
+
+use crate::common::daemon::{Daemon, Setup};
+use crate::common::machine::{Need, needs};
+use crate::common::probe::{Probe, Who};
+use crate::common::{DEADLINE, eventually};
+use crate::users::Machine;
+
+const SERVICES: &str = r#"
+[services.a]
+source = "local:a"
+allow = [{ uid = [4001, 4003] }]
+
+[services.b]
+source = "local:b"
+allow = [{ uid = 4001 }]
+"#;
+const VALUE: &[u8] = b"canary of the hostile\n";
+const VALUES: [(&str, &[u8]); 2] = [("a/x", VALUE), ("b/x", VALUE)];
+
+/// Memory that is never there: a page of a file system whose server stands still. `who` is given one to borrow.
+#[derive(Debug)]
+struct Tar(Daemon);
+
+impl Tar {
+    fn new() -> Self {
+        let services = r#"
+[services.tar]
+source = "local:tar"
+allow = [{ uid = [4001, 4002, 4003] }]
+"#;
+        Self(Daemon::start(services, &[("tar/pit", VALUE)]))
+    }
+
+    /// A process of `who` that lists `directory` of `daemon` into that memory, for as long as this lives.
+    fn lister(&self, daemon: &Daemon, who: u32, directory: &str) -> Probe {
+        let mut lister = daemon.probe(&Who::uid(who));
+        lister
+            .ask("borrow", json!([self.0.path("tar/pit")]))
+            .unwrap();
+        kill(self.0.server(), Signal::SIGSTOP).unwrap();
+        lister.begin("list_into", json!([daemon.path(directory)]));
+        lister
+    }
+
+    fn waiting(&self) -> bool {
+        let connection = self.0.mounts()[0].device;
+        let count = format!("/sys/fs/fuse/connections/{connection}/waiting");
+        fs::read_to_string(count).is_ok_and(|count| count.trim() != "0")
+    }
+}
+
+impl Drop for Tar {
+    fn drop(&mut self) {
+        let _ = kill(self.0.server(), Signal::SIGCONT);
+    }
+}
+
+#[test]
+fn who_may_read_nothing_cannot_hold_a_directory_by_listing_it_for_ever() {
+    needs!();
+    let daemon = Daemon::start(SERVICES, &VALUES);
+    let tar = Tar::new();
+    let mut stranger = tar.lister(&daemon, 4002, "a");
+    assert_eq!(stranger.answer("list_into"), Ok(json!(0)));
+}
+
+#[test]
+fn who_holds_a_directory_by_listing_it_for_ever_holds_up_no_other_service() {
+    needs!();
+    let daemon = Daemon::start(SERVICES, &VALUES);
+    let tar = Tar::new();
+    let _insider = tar.lister(&daemon, 4003, "a");
+    assert!(eventually(DEADLINE, || tar.waiting()), "nothing is held");
+    // The kernel is to forget the old name, which takes the lock of the directory that is held.
+    daemon.put("a/x", b"another");
+    let mut reader = daemon.probe(&Who::uid(4001));
+    assert_eq!(reader.cat(&daemon.path("b/x")), Ok(VALUE.to_vec()));
+    daemon.put("b/x", b"longer than it was before");
+    assert_eq!(
+        reader.cat(&daemon.path("b/x")),
+        Ok(b"longer than it was before".to_vec())
+    );
+}
+
+#[test]
+fn no_time_that_somebody_gives_a_file_ends_a_plain_users_server() {
+    needs!(Need::Program("fusermount3"));
+    let _machine = Machine::with("user_allow_other\n");
+    let setup = Setup {
+        services: SERVICES,
+        values: &VALUES,
+        starter: Some(1),
+        ..Setup::default()
+    };
+    let daemon = setup.start();
+    let server = daemon.server();
+    let mut stranger = daemon.probe(&Who::uid(4002));
+    for seconds in [i64::MIN, i64::MIN + 1, i64::MAX] {
+        for path in [daemon.mountpoint(), daemon.path("a")] {
+            let done = stranger.ask("utime", json!([path, seconds]));
+            assert_eq!(done, Err(Errno::EROFS), "{seconds}");
+        }
+    }
+    assert_eq!(daemon.server(), server, "{}", daemon.log());
+}
