@@ -216,6 +216,7 @@ fn a_hostile_archive_changes_nothing() {
         vec![(Regular, "secrets/a/x/1", too_large, &large), index(good)],
         vec![value, (Regular, "index.json", huge, b"{}")],
         vec![value, index(listing(version, 1).leak())],
+        vec![value, index(listing(version, u64::MAX).leak())],
         vec![
             value,
             index(listing(&format!("{version},{version}"), 3).leak()),
