@@ -140,8 +140,8 @@ secretfs rm billing/db-password
     },
     /// Take over many secrets at once
     ///
-    /// A line of a .env file, a file of a folder, or a member of a JSON object becomes a secret each. Says afterwards
-    /// what to delete.
+    /// A line of a .env file, a file of a folder, or a member of a JSON object becomes a secret each: all of them or
+    /// none, and at most 4 MiB. Says afterwards what to delete.
     #[command(after_help = examples("\
 secretfs import billing --env .env
   secretfs import billing --dir /run/secrets
