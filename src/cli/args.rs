@@ -27,19 +27,11 @@ Start here:
   cat /secrets/billing/db-password           as whoever a rule allows
 
 PATH is SERVICE/NAME, with or without the mountpoint before it: billing/db-password and
-/secrets/billing/db-password are the same.
-
-Exit codes:
-  0  done
-  1  failed
-  2  wrong usage, or a wrong config
-  3  no such secret
-  4  denied by the policy
-  5  the backend cannot be reached";
+/secrets/billing/db-password are the same.";
 
 /// Secrets as files, for exactly the processes that may read them
 #[derive(Debug, Parser)]
-#[command(name = "secretfs", version, after_help = START, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "secretfs", version, after_help = format!("{START}\n\n{EXIT_CODES}"), arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
     /// The config file [default: $SECRETFS_CONFIG, else /etc/secretfs/config.toml for root, else
     /// $XDG_CONFIG_HOME/secretfs/config.toml]
@@ -148,8 +140,8 @@ secretfs rm billing/db-password
     },
     /// Take over many secrets at once
     ///
-    /// A line of a .env file, a file of a folder, or a member of a JSON object becomes a secret each. Says afterwards
-    /// what to delete.
+    /// A line of a .env file, a file of a folder, or a member of a JSON object becomes a secret each: all of them or
+    /// none, and at most 4 MiB. Says afterwards what to delete.
     #[command(after_help = examples("\
 secretfs import billing --env .env
   secretfs import billing --dir /run/secrets

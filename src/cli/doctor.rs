@@ -1,7 +1,8 @@
 //! doctor: every check with its mend.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::backend::store::{Identity, IdentityError, Prompt, Store, identity};
@@ -123,8 +124,20 @@ fn machine() -> Vec<Check> {
 fn configured(config: &Config, checks: &mut Vec<Check>) {
     for (name, backend) in &config.backends {
         match backend {
-            BackendConfig::Store(store) => checks.push(identity_check(name, store)),
+            BackendConfig::Store(store) => {
+                checks.push(identity_check(name, store));
+                checks.extend(exposed(name, store));
+            }
         }
+    }
+    // A mount whose daemon is gone cannot be looked at, and is judged elsewhere.
+    if fs::metadata(&config.mount).is_ok_and(|mount| !mount.is_dir()) {
+        let mount = config.mount.display();
+        checks.push(check(
+            "mountpoint",
+            Health::Wrong,
+            format!("{mount}: not a folder: move it away, or set `mount` to another place"),
+        ));
     }
     if config.defaults.is_some() {
         checks.push(check(
@@ -169,6 +182,26 @@ fn identity_check(name: &Name, store: &StoreConfig) -> Check {
         );
     }
     check(what, Health::Good, path.to_string())
+}
+
+/// What of a store others could change: they cannot read it, but destroy it.
+fn exposed(name: &Name, store: &StoreConfig) -> Option<Check> {
+    [store.path.clone(), store.path.with_extension("d")]
+        .iter()
+        .find_map(|path| {
+            let mode = fs::symlink_metadata(path).ok()?.mode();
+            let path = path.display();
+            (mode & 0o022 != 0).then(|| {
+                check(
+                    format!("files of {name}"),
+                    Health::Wrong,
+                    format!(
+                        "{path}: others can change it (mode {:04o}): chmod go-w {path}",
+                        mode & 0o7777
+                    ),
+                )
+            })
+        })
 }
 
 /// True if the keys stand in the file as they are.

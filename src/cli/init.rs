@@ -208,6 +208,9 @@ fn places(dir: Option<&Path>, config: Option<&Path>) -> Result<Places, Failure> 
         (Some(dir), None) => {
             folder(dir, 0o755, None)?;
             let dir = fs::canonicalize(dir).map_err(|error| unmade(dir, &error))?;
+            if !dir.is_dir() {
+                return Err(unmade(&dir, &io::ErrorKind::NotADirectory.into()));
+            }
             // Its owner could put links in the way of what is made in it.
             config::open::judge(&dir).map_err(usage)?;
             Places::below(&dir).map_err(usage)

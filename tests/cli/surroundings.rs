@@ -33,6 +33,26 @@ fn a_runtime_folder_that_cannot_be_is_named_with_its_mend() {
 }
 
 #[test]
+fn doctor_sees_what_others_can_destroy_and_where_nothing_can_be_mounted() {
+    let demo = Demo::new();
+    demo.run(&["doctor"]).done();
+    for name in ["store.age", "store.d"] {
+        let before = fs::metadata(demo.path(name)).unwrap().permissions();
+        fs::set_permissions(demo.path(name), fs::Permissions::from_mode(0o777)).unwrap();
+        let sick = demo.run(&["doctor"]);
+        let mend = format!("chmod go-w {}", demo.arg(name));
+        assert_eq!(sick.code, 1);
+        assert!(sick.text().contains(&mend), "{}", sick.text());
+        fs::set_permissions(demo.path(name), before).unwrap();
+    }
+    fs::remove_dir(demo.path("secrets")).unwrap();
+    fs::write(demo.path("secrets"), "").unwrap();
+    let sick = demo.run(&["doctor"]);
+    assert_eq!(sick.code, 1);
+    assert!(sick.text().contains("not a folder"), "{}", sick.text());
+}
+
+#[test]
 fn nothing_is_made_in_a_folder_that_others_can_change() {
     let demo = Demo::new();
     let there = demo.path("shared");

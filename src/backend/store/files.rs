@@ -44,6 +44,7 @@ impl<'a> Staged<'a> {
         let bytes = seal::seal(SealTo::Recipients(recipients), value.len(), |writer| {
             writer.write_all(value.expose())
         })
+        .and_then(|bytes| readable(bytes, MAX_FILE))
         .map_err(|error| StoreError::io("seal", &path(), error))?;
         self.storage
             .create(File::Value(file), &bytes)
@@ -95,6 +96,7 @@ pub(super) fn write_index(
     let bytes = seal::seal(SealTo::Recipients(&index.recipients), room, |writer| {
         index.write(writer)
     })
+    .and_then(|bytes| readable(bytes, MAX_INDEX))
     .map_err(io("seal"))?;
     remove(storage, File::NewIndex)?;
     storage
@@ -125,6 +127,15 @@ fn set_aside(storage: &dyn Storage, before: Before) -> Result<(), StoreError> {
         Before::Leave => Ok(()),
         Before::Forget => (1..=KEPT).try_for_each(|age| remove(storage, File::Kept(age))),
     }
+}
+
+/// What could not be read again must not be written either.
+fn readable(bytes: Vec<u8>, limit: usize) -> io::Result<Vec<u8>> {
+    if bytes.len() > limit {
+        let why = "too large with so many secrets or recipients";
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+    }
+    Ok(bytes)
 }
 
 pub(super) fn read_index(

@@ -6,6 +6,7 @@ use std::path::Path;
 use tokio::sync::mpsc;
 
 use super::{Job, answer, failed, settle};
+use crate::access::Mandate;
 use crate::audit::Outcome;
 use crate::backend::store::{Identity, OpenWith, Prompt, Recipient, SealTo, Store, StoreError};
 use crate::control::answers::Stored;
@@ -31,13 +32,7 @@ impl Job<'_> {
                 },
             )
             .and_then(|()| output.flush().map_err(StoreError::Export));
-        match exported {
-            Ok(()) => {
-                settle(mandate, Outcome::Allowed, None)?;
-                answer(&stored(name, store))
-            }
-            Err(error) => Err(failed(mandate, &error)),
-        }
+        ended(mandate, name, store, exported)
     }
 
     pub(super) fn restore(
@@ -59,13 +54,7 @@ impl Job<'_> {
         });
         // What failed late may have changed something all the same.
         self.runtime.block_on(self.parts.tree.invalidate_all());
-        match restored {
-            Ok(()) => {
-                settle(mandate, Outcome::Allowed, None)?;
-                answer(&stored(name, store))
-            }
-            Err(error) => Err(failed(mandate, &error)),
-        }
+        ended(mandate, name, store, restored)
     }
 
     /// `identity` is the content of the identity file that opens the store afterwards.
@@ -85,26 +74,27 @@ impl Job<'_> {
         let rekeyed = store.rekey(&identity, &others, &mut |done, total| {
             self.progress(done, total);
         });
-        match rekeyed {
-            Ok(()) => {
-                settle(mandate, Outcome::Allowed, None)?;
-                answer(&stored(name, store))
-            }
-            Err(error) => Err(failed(mandate, &error)),
-        }
+        ended(mandate, name, store, rekeyed)
     }
 }
 
-fn stored(name: &Name, store: &Store) -> Stored {
-    Stored {
+/// Writes down how it ended, and says what the store is now.
+fn ended(
+    mandate: Mandate,
+    name: &Name,
+    store: &Store,
+    result: Result<(), StoreError>,
+) -> Result<Answer, Failure> {
+    if let Err(error) = result {
+        return Err(failed(mandate, &error));
+    }
+    settle(mandate, Outcome::Allowed, None)?;
+    let recipients = store.recipients();
+    answer(&Stored {
         backend: name.clone(),
         secrets: store.len(),
-        recipients: store
-            .recipients()
-            .iter()
-            .map(Recipient::to_string)
-            .collect(),
-    }
+        recipients: recipients.iter().map(Recipient::to_string).collect(),
+    })
 }
 
 /// What is written becomes chunks of the answer. Ciphertext only.

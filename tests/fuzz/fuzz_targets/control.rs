@@ -6,10 +6,12 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
+use secretfs::control::batch;
 use secretfs::control::protocol::{
     Failure, Header, Hello, MAX_REQUEST, Part, Reply, parse, parse_header,
 };
 use secretfs::control::wire::{Wire, WireError};
+use secretfs::secret::SecretBytes;
 use tokio::runtime::{Builder, Runtime};
 
 static RUNTIME: LazyLock<Runtime> =
@@ -32,6 +34,10 @@ fuzz_target!(|bytes: &[u8]| {
             one_line(&failure);
             frames(bytes, bytes.len() / 2);
         }
+    }
+    match batch::unpack(&SecretBytes::new(bytes.to_vec())) {
+        Ok(values) => assert!(batch::pack(&values).is_ok()),
+        Err(failure) => one_line(&failure),
     }
     if let Ok(reply) = parse::<Reply>(line) {
         // A number may be printed with fewer digits than it was written with, once.

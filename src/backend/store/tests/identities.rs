@@ -208,6 +208,23 @@ fn a_store_is_sealed_to_every_recipient() {
 }
 
 #[test]
+fn what_could_not_be_read_again_is_not_sealed() {
+    let (_folder, store, identity) = new_store();
+    let large = SecretBytes::new(vec![7; MAX_VALUE]);
+    store.put(&path("a/x"), &large, None).unwrap();
+    let others: Vec<Recipient> = std::iter::repeat_with(Identity::generate)
+        .take(3000)
+        .flat_map(|identity| identity.recipients())
+        .collect();
+    let error = store.rekey(&identity, &others, &mut nothing).unwrap_err();
+    assert!(error.to_string().contains("recipients"), "{error}");
+    assert_eq!(
+        store.get(&path("a/x"), None).unwrap().value.len(),
+        MAX_VALUE
+    );
+}
+
+#[test]
 fn a_systemd_credential_wins() {
     let folder = tempfile::tempdir().unwrap();
     let credential = folder.path().join("secretfs-identity");
