@@ -94,10 +94,10 @@ pub fn value_from_stdin(path: &SecretPath) -> Result<SecretBytes, Failure> {
     }
     let value = SecretBytes::read_from(&mut io::stdin().lock(), MAX_VALUE)
         .map_err(|error| unreadable("stdin", &error))?;
-    // What was to bring the value has failed, more likely than not.
+    // A value like any other, but what was to bring it may have failed: the version before is still there.
     if value.is_empty() {
-        return Err(Failure::failed(
-            "stdin: there is no value in it: pipe one in; an empty one is `--file /dev/null`",
+        crate::cli::output::note(&format!(
+            "nothing was on stdin, so {path} is empty now: `secretfs rollback` brings the version before back"
         ));
     }
     Ok(value)

@@ -153,10 +153,6 @@ impl Mounted {
                     assert!(eventually(DEADLINE, || self.handles_open() == open));
                 }
             }
-            Op::Put { place, value, .. } if value.is_empty() => {
-                let words = ["put", secret(place), "--file", "/dev/null"];
-                self.daemon.secretfs(&words, b"").expect_ok();
-            }
             Op::Put { place, value, .. } => self.daemon.put(secret(place), value.as_bytes()),
             Op::Remove { place, .. } => {
                 // What is not there cannot be removed, and stays away.
