@@ -38,7 +38,7 @@ pub(crate) fn unmount(session: &mut Session) -> Result<(), Failure> {
         let asked: Result<(), Failure> = session.ask(Request::Unmount {});
         // Whoever died before it could answer holds no lock any more, and its mount is taken away below.
         if let Err(failure) = asked
-            && session.try_lock()?.is_none()
+            && !matches!(session.try_lock(), Ok(Some(_)))
         {
             return Err(failure);
         }

@@ -137,7 +137,7 @@ fn words() -> Vec<Case> {
         case(
             "init in a file",
             "init @/config.toml",
-            2,
+            1,
             &["@/config.toml", "name another"],
         )
         .without_config(),
