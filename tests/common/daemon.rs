@@ -25,7 +25,7 @@ use secretfs::secret::{SecretBytes, SecretPath};
 
 use super::machine::program;
 use super::probe::{Probe, SCRIPT, Who};
-use super::{DEADLINE, Output, eventually, run, wait};
+use super::{DEADLINE, Output, eventually, patience, run, wait};
 
 /// What all our folders' names begin with.
 const PREFIX: &str = "/tmp/secretfs-test-";
@@ -576,7 +576,7 @@ fn sweep() {
 fn watch(root: PathBuf) -> mpsc::Sender<()> {
     let (calm, alarm) = mpsc::channel::<()>();
     thread::spawn(move || {
-        if alarm.recv_timeout(WATCHDOG) == Err(mpsc::RecvTimeoutError::Timeout) {
+        if alarm.recv_timeout(WATCHDOG * patience()) == Err(mpsc::RecvTimeoutError::Timeout) {
             eprintln!("{} hangs: aborting its mounts", root.display());
             abort(&root);
         }

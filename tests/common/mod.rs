@@ -17,6 +17,14 @@ pub(crate) mod probe;
 /// How long anything may take that is not expected to take any time.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
+/// How many times longer than usual what goes by chance goes on: `tests/soak` asks for more.
+pub(crate) fn patience() -> u32 {
+    std::env::var("SECRETFS_SOAK")
+        .ok()
+        .and_then(|times| times.parse().ok())
+        .unwrap_or(1)
+}
+
 /// How a program ended, and what it said.
 #[derive(Debug)]
 pub(crate) struct Output {

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::common::daemon::{Daemon, tool};
 use crate::common::machine::{Need, needs};
 use crate::common::probe::{Got, Who};
-use crate::common::run;
+use crate::common::{patience, run};
 
 const MODES: [&str; 2] = ["checked", "cached"];
 
@@ -387,7 +387,7 @@ secrets.cached = { reads = "cached" }
                 })
             })
             .collect();
-        for number in 1..=40 {
+        for number in 1..=40 * usize::try_from(patience()).unwrap() {
             for mode in 0..2 {
                 daemon.put(&format!("a/{}", MODES[mode]), &numbered(number));
                 acknowledged[mode].store(number, Ordering::SeqCst);

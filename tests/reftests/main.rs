@@ -33,6 +33,7 @@ mod model;
 mod mounted;
 
 use crate::common::machine::needs;
+use crate::common::patience;
 use crate::core::Core;
 use language::{Op, System, ops, policies};
 use model::Model;
@@ -60,7 +61,7 @@ fn compare(system: &mut impl System, model: &mut Model, ops: &[Op]) -> Result<()
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512 * patience(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_core_does_what_the_model_does(policy in policies(), ops in ops()) {
@@ -72,7 +73,7 @@ proptest! {
 fn a_mount_does_what_the_model_does() {
     needs!();
     let config = ProptestConfig {
-        cases: 8,
+        cases: 8 * patience(),
         max_shrink_iters: 60,
         failure_persistence: None,
         ..ProptestConfig::default()
