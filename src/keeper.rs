@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -318,6 +318,7 @@ impl Keeper<'_> {
         word.set_nonblocking(true).map_err(KeeperError::Start)?;
         // By the running file itself: its path may lead to a newer version meanwhile.
         let mut command = Command::new("/proc/self/exe");
+        command.arg0("secretfs");
         command.arg("--config").arg(&self.config.file).arg("serve");
         if let Some(user) = &self.config.user {
             command

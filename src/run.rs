@@ -126,6 +126,9 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     SigSet::empty()
         .thread_set_mask()
         .map_err(|errno| RunError::system("unblocking signals")(errno.into()))?;
+    // The kernel named this process after the link that it was started by.
+    nix::sys::prctl::set_name(c"secretfs")
+        .map_err(|errno| RunError::system("its name")(errno.into()))?;
     // First of all, before anything is read that somebody else wrote.
     sys::renounce(inherited.user.as_ref()).map_err(RunError::system("giving up privileges"))?;
     sys::forbid_dumps().map_err(RunError::system("forbidding core dumps"))?;
