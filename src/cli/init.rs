@@ -170,6 +170,7 @@ fn make(dir: Option<&Path>, config: Option<&Path>, clock: &Clock) -> Result<Init
         }
     }
     folder(&config.state, 0o700, owner.as_ref())?;
+    folder(&config.runtime, 0o755, None)?;
     if let AuditTarget::File(path) = &config.audit.target {
         folder(parent(path), 0o750, owner.as_ref())?;
         let missing = !exists(path)?;

@@ -27,6 +27,7 @@ fn init_makes_everything_once() {
         "store.age",
         "store.d",
         "audit.jsonl",
+        "run",
         "state",
         "secrets",
     ] {
