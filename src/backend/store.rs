@@ -423,12 +423,6 @@ fn only(mut versions: Vec<Version>, path: &SecretPath) -> Result<Version, StoreE
     versions.pop().ok_or_else(|| StoreError::absent(path, None))
 }
 
-/// Reads any bytes as an index, for the fuzzer.
-#[doc(hidden)]
-pub fn fuzz_index(document: &SecretBytes) {
-    drop(Index::parse(document).map(|index| index.records().count()));
-}
-
 fn fit_description(text: &str) -> bool {
     text.len() <= MAX_DESCRIPTION && !text.chars().any(char::is_control)
 }
