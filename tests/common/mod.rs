@@ -12,6 +12,7 @@ use secretfs::clock::Clock;
 
 pub(crate) mod daemon;
 pub(crate) mod machine;
+pub(crate) mod mounts;
 pub(crate) mod probe;
 
 /// How long anything may take that is not expected to take any time.

@@ -10,8 +10,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::common::daemon::{Daemon, Setup, abort, connection, mounts};
+use crate::common::daemon::{Daemon, Setup};
 use crate::common::machine::needs;
+use crate::common::mounts::{abort, connection, mounts};
 use crate::common::probe::{Probe, Who};
 use crate::common::{DEADLINE, eventually, run};
 
