@@ -9,16 +9,20 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
-use crate::audit::{Audit, AuditError, Event, Outcome};
-use crate::backend::Version;
+use crate::audit::{Audit, Outcome};
 use crate::caller::{Caller, CallerError, Evidence, Lookup};
 use crate::clock::Clock;
 use crate::policy::{Decision, Policy, Reason, RuleName};
 use crate::secret::{Name, SecretPath};
 use crate::sys::Uid;
 
+mod permit;
 #[cfg(test)]
 mod tests;
+
+pub use permit::{Mandate, Permit};
+
+use permit::Account;
 
 /// On whose word accesses are allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,10 +107,7 @@ impl Access {
     ) -> Result<Permit, Denied> {
         let subject = Some(path.to_string().into());
         let account = self.decide(caller, action, subject, written, |p, c| p.check(c, path))?;
-        Ok(Permit {
-            path: path.clone(),
-            account: Some(account),
-        })
+        Ok(Permit::new(path.clone(), account))
     }
 
     /// The same question for what is not an access of its own and not in the audit log when refused: a `stat` that
@@ -122,10 +123,7 @@ impl Access {
         let rule = self.ask(&mut caller, |p, c| p.check(c, path)).ok()?;
         self.audit.ready().ok()?;
         let account = self.account(caller, action, Some(path.to_string().into()), rule, started);
-        Some(Permit {
-            path: path.clone(),
-            account: Some(account),
-        })
+        Some(Permit::new(path.clone(), account))
     }
 
     /// May the reader of an open handle still read? Asked at each read; only a no is in the audit log.
@@ -181,9 +179,7 @@ impl Access {
         let account = self.decide(caller, action, subject, Written::Now, |p, c| {
             p.check_manage(c, service)
         })?;
-        Ok(Mandate {
-            account: Some(account),
-        })
+        Ok(Mandate::new(account))
     }
 
     /// The same question for what changes nothing and shows no value, and is not in the audit log: a status, a listing.
@@ -333,118 +329,6 @@ enum Written {
     Soon,
     /// Before anybody hears of it: commands.
     Now,
-}
-
-/// The proof that a caller may read a secret.
-#[must_use]
-#[derive(Debug)]
-pub struct Permit {
-    path: SecretPath,
-    account: Option<Account>,
-}
-
-impl Permit {
-    /// The secret that may be read.
-    #[must_use]
-    pub fn path(&self) -> &SecretPath {
-        &self.path
-    }
-
-    /// Has the outcome written down, off the caller's path.
-    pub fn settle(mut self, outcome: Outcome, version: Option<Version>) {
-        if let Some(account) = self.account.take() {
-            account.audit.record(account.event(outcome, version));
-        }
-    }
-
-    /// Has the outcome written down before it returns, for commands.
-    ///
-    /// # Errors
-    /// [`AuditError`] if the log cannot be written: the value must then not be given.
-    pub fn settle_now(
-        mut self,
-        outcome: Outcome,
-        version: Option<Version>,
-    ) -> Result<(), AuditError> {
-        self.account.take().map_or(Ok(()), |account| {
-            account.audit.record_now(account.event(outcome, version))
-        })
-    }
-
-    /// Nothing was given for this permit, so there is nothing to write down.
-    pub fn waive(mut self) {
-        self.account = None;
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if let Some(account) = self.account.take() {
-            account.audit.record(account.event(Outcome::Error, None));
-        }
-    }
-}
-
-/// The proof that a caller may change a service's secrets, or steer the daemon.
-#[must_use]
-#[derive(Debug)]
-pub struct Mandate {
-    account: Option<Account>,
-}
-
-impl Mandate {
-    /// Has the outcome written down before it returns.
-    ///
-    /// # Errors
-    /// [`AuditError`] if the log cannot be written.
-    pub fn settle(mut self, outcome: Outcome, version: Option<Version>) -> Result<(), AuditError> {
-        self.account.take().map_or(Ok(()), |account| {
-            account.audit.record_now(account.event(outcome, version))
-        })
-    }
-}
-
-impl Drop for Mandate {
-    fn drop(&mut self) {
-        if let Some(account) = self.account.take() {
-            account.audit.record(account.event(Outcome::Error, None));
-        }
-    }
-}
-
-/// What the audit log will say of an access, but for how it ended.
-#[derive(Debug)]
-struct Account {
-    audit: Audit,
-    clock: Clock,
-    caller: Caller,
-    comm: Option<String>,
-    action: &'static str,
-    subject: Option<Arc<str>>,
-    rule: RuleName,
-    started: Instant,
-}
-
-impl Account {
-    fn event(&self, outcome: Outcome, version: Option<Version>) -> Event {
-        let taken = self.clock.now().saturating_duration_since(self.started);
-        let cgroup = self.caller.cgroup.clone().unwrap_or_default();
-        Event {
-            time: self.clock.timestamp(),
-            action: self.action.into(),
-            uid: self.caller.uid,
-            gid: self.caller.gid,
-            tid: self.caller.tid,
-            path: self.subject.clone(),
-            version,
-            rule: Some(Arc::clone(&self.rule)),
-            outcome,
-            micros: u64::try_from(taken.as_micros()).unwrap_or(u64::MAX),
-            comm: self.comm.clone(),
-            unit: cgroup.unit,
-            container: cgroup.container,
-        }
-    }
 }
 
 /// Why an access was refused.

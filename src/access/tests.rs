@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::*;
+use crate::audit::Event;
+use crate::backend::Version;
 use crate::config::OnFailure;
 use crate::policy::{IdSet, Rule, ServicePolicy};
 use crate::sys::{Gid, Tid};
@@ -112,8 +114,9 @@ impl Bench {
     }
 
     fn break_log(&self) {
-        let account = self.open(caller(1)).unwrap().account.take().unwrap();
-        self.log.break_it(account.event(Outcome::Allowed, None));
+        let permit = self.open(caller(1)).unwrap();
+        self.log.break_it(permit.event(Outcome::Allowed));
+        permit.waive();
     }
 }
 
