@@ -11,6 +11,8 @@ use std::sync::Arc;
 use crate::caller::{Caller, Evidence};
 use crate::secret::{Name, SecretPath};
 
+pub mod revocation;
+
 /// A rule's place in the config, for the audit log: `services.billing.allow[0]`.
 pub type RuleName = Arc<str>;
 
