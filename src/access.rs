@@ -10,8 +10,10 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 
 use crate::audit::{Audit, Outcome};
+use crate::backend::Version;
 use crate::caller::{Caller, CallerError, Evidence, Lookup};
 use crate::clock::Clock;
+use crate::policy::revocation::{Revocation, Revocations, Target};
 use crate::policy::{Decision, Policy, Reason, RuleName};
 use crate::secret::{Name, SecretPath};
 use crate::sys::Uid;
@@ -38,6 +40,7 @@ pub enum Authority {
 pub struct Access {
     authority: Authority,
     policy: ArcSwap<Policy>,
+    revocations: ArcSwap<Revocations>,
     lookup: Arc<dyn Lookup>,
     audit: Audit,
     full_detail: bool,
@@ -59,6 +62,7 @@ impl Access {
         Self {
             authority,
             policy: ArcSwap::from_pointee(policy),
+            revocations: ArcSwap::default(),
             lookup,
             audit,
             full_detail,
@@ -69,6 +73,33 @@ impl Access {
     /// Puts another policy in force, for every access from now on.
     pub fn replace_policy(&self, policy: Policy) {
         self.policy.store(Arc::new(policy));
+    }
+
+    /// What was taken away. Those whose time is over may still be among it.
+    #[must_use]
+    pub fn revocations(&self) -> Arc<Revocations> {
+        self.revocations.load_full()
+    }
+
+    /// Puts another list of revocations in force: at the start.
+    pub fn replace_revocations(&self, revocations: Revocations) {
+        self.revocations.store(Arc::new(revocations));
+    }
+
+    /// Takes something away, for every access from now on. Gives the revocation of the same target that it replaces.
+    pub fn revoke(&self, revocation: &Revocation) -> Option<Revocation> {
+        let now = self.clock.timestamp();
+        let before = self
+            .revocations
+            .rcu(|list| list.with(revocation.clone(), now));
+        before.of(&revocation.target, now).cloned()
+    }
+
+    /// Gives something back. `None` if it was not taken away.
+    pub fn unrevoke(&self, target: &Target) -> Option<Revocation> {
+        let now = self.clock.timestamp();
+        let before = self.revocations.rcu(|list| list.without(target, now));
+        before.of(target, now).cloned()
     }
 
     /// May `caller` read this secret? A no is in the audit log when this returns; a yes will be, when the permit is
@@ -106,7 +137,9 @@ impl Access {
         written: Written,
     ) -> Result<Permit, Denied> {
         let subject = Some(path.to_string().into());
-        let account = self.decide(caller, action, subject, written, |p, c| p.check(c, path))?;
+        let account = self.decide(caller, action, subject, written, |caller| {
+            self.may_read(caller, path, None)
+        })?;
         Ok(Permit::new(path.clone(), account))
     }
 
@@ -120,19 +153,24 @@ impl Access {
         action: &'static str,
     ) -> Option<Permit> {
         let started = self.clock.now();
-        let rule = self.ask(&mut caller, |p, c| p.check(c, path)).ok()?;
+        let rule = self.may_read(&mut caller, path, None).ok()?;
         self.audit.ready().ok()?;
         let account = self.account(caller, action, Some(path.to_string().into()), rule, started);
         Some(Permit::new(path.clone(), account))
     }
 
-    /// May the reader of an open handle still read? Asked at each read; only a no is in the audit log.
+    /// May the reader of an open handle still read this version? Asked at each read; only a no is in the audit log.
     ///
     /// # Errors
     /// [`Denied`]
-    pub fn read(&self, mut caller: Caller, path: &SecretPath) -> Result<(), Denied> {
+    pub fn read(
+        &self,
+        mut caller: Caller,
+        path: &SecretPath,
+        version: &Version,
+    ) -> Result<(), Denied> {
         let started = self.clock.now();
-        match self.ask(&mut caller, |p, c| p.check(c, path)) {
+        match self.may_read(&mut caller, path, Some(version)) {
             Ok(_) => Ok(()),
             Err(denied) => Err(self.deny(
                 caller,
@@ -142,6 +180,36 @@ impl Access {
                 started,
                 Written::Soon,
             )),
+        }
+    }
+
+    /// May what was fetched for this permit be given? When the permit was made nobody knew the version, and something
+    /// may have been taken away since. Whoever gets a no settles the permit with it: [`Permit::revoked`].
+    ///
+    /// # Errors
+    /// [`Denied::Revoked`]
+    pub fn give(&self, permit: &Permit, version: &Version) -> Result<(), Denied> {
+        match self.authority {
+            Authority::Identity => Ok(()),
+            Authority::Policy => {
+                self.not_revoked(permit.opener().uid, permit.path(), Some(version))
+            }
+        }
+    }
+
+    /// May whoever opened a handle still have it, after rules or revocations have changed? Answers from what was known
+    /// of the opener then, and never asks `/proc`: its thread id may be somebody else's by now.
+    pub fn recheck(&self, opener: &Caller, path: &SecretPath, version: &Version) -> Recheck {
+        if self.authority == Authority::Identity {
+            return Recheck::Allowed;
+        }
+        if self.not_revoked(opener.uid, path, Some(version)).is_err() {
+            return Recheck::Revoked;
+        }
+        match self.policy.load().check(opener, path) {
+            Decision::Allowed(_) => Recheck::Allowed,
+            Decision::Denied(_) => Recheck::Revoked,
+            Decision::Undecided(_) => Recheck::Unsure,
         }
     }
 
@@ -176,8 +244,8 @@ impl Access {
         action: &'static str,
         subject: Option<Arc<str>>,
     ) -> Result<Mandate, Denied> {
-        let account = self.decide(caller, action, subject, Written::Now, |p, c| {
-            p.check_manage(c, service)
+        let account = self.decide(caller, action, subject, Written::Now, |caller| {
+            self.ask(caller, |p, c| p.check_manage(c, service))
         })?;
         Ok(Mandate::new(account))
     }
@@ -189,11 +257,11 @@ impl Access {
             .is_ok()
     }
 
-    /// What the policy would say of `caller`, and why, also where the identity's word counts. Not an access, and not in
+    /// What policy and revocations would say of `caller`, and why, also where the identity's word counts. Not an access, and not in
     /// the audit log.
     #[must_use]
     pub fn explain(&self, mut caller: Caller, path: &SecretPath) -> Explanation {
-        let decision = self.ask_policy(&mut caller, |p, c| p.check(c, path));
+        let decision = self.may_read_by_policy(&mut caller, path, None);
         Explanation { decision, caller }
     }
 
@@ -203,18 +271,57 @@ impl Access {
         action: &'static str,
         subject: Option<Arc<str>>,
         written: Written,
-        question: impl Fn(&Policy, &Caller) -> Decision,
+        question: impl FnOnce(&mut Caller) -> Result<RuleName, Denied>,
     ) -> Result<Account, Denied> {
         let started = self.clock.now();
-        let answer = self
-            .ask(&mut caller, question)
-            .and_then(|rule| match self.audit.ready() {
-                Ok(()) => Ok(rule),
-                Err(error) => Err(Denied::Audit(error.to_string())),
-            });
+        let answer = question(&mut caller).and_then(|rule| match self.audit.ready() {
+            Ok(()) => Ok(rule),
+            Err(error) => Err(Denied::Audit(error.to_string())),
+        });
         match answer {
             Ok(rule) => Ok(self.account(caller, action, subject, rule, started)),
             Err(denied) => Err(self.deny(caller, action, subject, denied, started, written)),
+        }
+    }
+
+    fn may_read(
+        &self,
+        caller: &mut Caller,
+        path: &SecretPath,
+        version: Option<&Version>,
+    ) -> Result<RuleName, Denied> {
+        match self.authority {
+            Authority::Identity => Ok(RuleName::from("identity")),
+            Authority::Policy => self.may_read_by_policy(caller, path, version),
+        }
+    }
+
+    fn may_read_by_policy(
+        &self,
+        caller: &mut Caller,
+        path: &SecretPath,
+        version: Option<&Version>,
+    ) -> Result<RuleName, Denied> {
+        let rule = self.ask_policy(caller, |p, c| p.check(c, path))?;
+        // Last: who is not allowed anyway learns nothing of what was taken away from others.
+        self.not_revoked(caller.uid, path, version)?;
+        Ok(rule)
+    }
+
+    fn not_revoked(
+        &self,
+        uid: Uid,
+        path: &SecretPath,
+        version: Option<&Version>,
+    ) -> Result<(), Denied> {
+        let revocations = self.revocations.load();
+        if revocations.is_empty() {
+            return Ok(());
+        }
+        let now = self.clock.timestamp();
+        match revocations.check(uid, path, version, now) {
+            Some(revocation) => Err(Denied::Revoked(Arc::new(revocation.clone()))),
+            None => Ok(()),
         }
     }
 
@@ -300,7 +407,7 @@ impl Access {
             rule,
             started,
         };
-        let event = account.event(Outcome::Denied, None);
+        let event = account.event(denied.outcome(), None);
         match written {
             Written::Soon => self.audit.record(event),
             // A no stays a no, also when it cannot be written down; then it waits like the others, or is counted as lost.
@@ -340,9 +447,33 @@ pub enum Denied {
     /// What a rule needs to know of the caller cannot be found out.
     #[error(transparent)]
     Caller(#[from] CallerError),
+    /// The rules would allow it, but it was taken away.
+    #[error("{0}")]
+    Revoked(Arc<Revocation>),
     /// It could not have been written down.
     #[error("the audit log cannot be written: {0}")]
     Audit(String),
+}
+
+impl Denied {
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Policy(_) | Self::Caller(_) | Self::Audit(_) => Outcome::Denied,
+            Self::Revoked(_) => Outcome::Revoked,
+        }
+    }
+}
+
+/// Whether an open handle may stay.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recheck {
+    /// Yes.
+    Allowed,
+    /// A rule wants to know something of the opener that was not known when it opened.
+    Unsure,
+    /// No: what it was opened for may not be read any more.
+    Revoked,
 }
 
 /// What the policy says of a caller, with everything that it wanted to know.

@@ -223,6 +223,11 @@ impl Tree {
                     return Answer::Ready(reply);
                 }
             };
+            // Also a revocation that came while the value was fetched.
+            if let Err(denied) = tree.access.give(&permit, &served.version) {
+                permit.revoked(&denied, Some(served.version.clone()));
+                return Answer::Ready(Err(FsError::Denied));
+            }
             match tree.opened(&node, &served) {
                 Err(FsError::Superseded) => {}
                 reply => {
@@ -261,7 +266,7 @@ impl Tree {
         let file = self.handles.file(fh).ok_or(FsError::BadHandle)?;
         if file.reads == Reads::Checked {
             self.access
-                .read(caller, &file.node.path)
+                .read(caller, &file.node.path, &file.generation.version)
                 .map_err(|_| FsError::Denied)?;
         }
         if paged

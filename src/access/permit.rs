@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::Denied;
 use crate::audit::{Audit, AuditError, Event, Outcome};
 use crate::backend::Version;
 use crate::caller::Caller;
@@ -57,6 +58,25 @@ impl Permit {
     ) -> Result<(), AuditError> {
         self.settled = true;
         self.account.record_now(outcome, version)
+    }
+
+    /// Has it written down, off the caller's path, that nothing was given because of `denied`.
+    pub fn revoked(mut self, denied: &Denied, version: Option<Version>) {
+        self.account.rule = denied.to_string().into();
+        self.settle(denied.outcome(), version);
+    }
+
+    /// The same before it returns, for commands.
+    ///
+    /// # Errors
+    /// [`AuditError`] if the log cannot be written.
+    pub fn revoked_now(
+        mut self,
+        denied: &Denied,
+        version: Option<Version>,
+    ) -> Result<(), AuditError> {
+        self.account.rule = denied.to_string().into();
+        self.settle_now(denied.outcome(), version)
     }
 
     #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::sys::{Gid, Tid};
 mod callers;
 #[path = "../../tests/common/log.rs"]
 mod log;
+mod revoked;
 
 use callers::{Table, caller};
 use log::Log;
@@ -128,6 +129,10 @@ fn path() -> SecretPath {
     "s/x".parse().unwrap()
 }
 
+fn one() -> Version {
+    Version::new("1")
+}
+
 /// Somebody in no group of the rules.
 fn thread(uid: u32, tid: u32) -> Caller {
     Caller::new(Uid(uid), Gid(5), Tid(tid))
@@ -179,7 +184,10 @@ fn who_cannot_be_found_out_is_denied() {
     let hidden = || Caller::new(Uid(1), Gid(20), Tid(0));
     let invisible = Denied::Caller(CallerError::Invisible);
     assert_eq!(bench.open(hidden()).unwrap_err(), invisible);
-    assert_eq!(bench.access.read(hidden(), &path()), Err(invisible.clone()));
+    assert_eq!(
+        bench.access.read(hidden(), &path(), &one()),
+        Err(invisible.clone())
+    );
     assert!(bench.access.peek(hidden(), &path(), "stat").is_none());
     assert!(!bench.access.may_list(hidden(), &name("s")));
     assert!(!bench.access.may_look_up(hidden(), &name("s")));
@@ -216,8 +224,8 @@ fn each_access_is_written_down_once_however_it_ends() {
         .settle(Outcome::Allowed, None);
     drop(bench.access.peek(caller(1), &path(), "stat"));
     assert!(bench.access.peek(caller(8), &path(), "stat").is_none());
-    bench.access.read(caller(1), &path()).unwrap();
-    bench.access.read(caller(8), &path()).unwrap_err();
+    bench.access.read(caller(1), &path(), &one()).unwrap();
+    bench.access.read(caller(8), &path(), &one()).unwrap_err();
     bench
         .manage(9)
         .unwrap()
@@ -291,7 +299,7 @@ fn while_the_log_cannot_be_written_the_config_decides() {
             Err(denied) => assert!(deny && matches!(denied, Denied::Audit(_)), "{denied}"),
         }
         // What is open stays open.
-        bench.access.read(caller(1), &path()).unwrap();
+        bench.access.read(caller(1), &path(), &one()).unwrap();
     }
 }
 
@@ -304,7 +312,7 @@ fn root_looks_up_and_opens_nothing_without_a_rule() {
     assert!(!bench.access.may_list(root(), &name("s")));
     let denied = bench.open(root()).unwrap_err();
     assert_eq!(denied, Denied::Policy(Reason::NoRule));
-    assert!(bench.access.read(root(), &path()).is_err());
+    assert!(bench.access.read(root(), &path(), &one()).is_err());
     assert!(bench.manage(0).is_err());
 }
 
@@ -312,12 +320,12 @@ fn root_looks_up_and_opens_nothing_without_a_rule() {
 fn a_new_policy_holds_from_the_next_question_on() {
     let bench = Bench::new();
     let own: SecretPath = "s/own".parse().unwrap();
-    bench.access.read(thread(2, 2), &path()).unwrap();
-    let narrowed = bench.access.read(thread(2, 2), &own).unwrap_err();
+    bench.access.read(thread(2, 2), &path(), &one()).unwrap();
+    let narrowed = bench.access.read(thread(2, 2), &own, &one()).unwrap_err();
     assert_eq!(narrowed, Denied::Policy(Reason::Narrowed));
-    bench.access.read(thread(1, 1), &own).unwrap();
+    bench.access.read(thread(1, 1), &own, &one()).unwrap();
     bench.access.replace_policy(Policy::default());
-    let nobody = bench.access.read(thread(1, 1), &own).unwrap_err();
+    let nobody = bench.access.read(thread(1, 1), &own, &one()).unwrap_err();
     assert_eq!(nobody, Denied::Policy(Reason::NoService));
 }
 

@@ -226,6 +226,8 @@ impl Job<'_> {
             }
             Denied::Caller(_) => "ask from where the daemon can see you".to_owned(),
             Denied::Audit(_) => "see `secretfs doctor`".to_owned(),
+            // It says itself what lifts it.
+            Denied::Revoked(_) => return Failure::new(Kind::Denied, format!("denied: {denied}")),
         };
         Failure::new(Kind::Denied, format!("denied: {denied}: {mend}"))
     }

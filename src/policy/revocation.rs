@@ -122,11 +122,7 @@ impl fmt::Display for Revocation {
         if let Some(until) = self.until {
             write!(f, " until {until:.0}")?;
         }
-        write!(
-            f,
-            ": `secretfs unrevoke {}` lifts it",
-            self.target.words()
-        )
+        write!(f, ": `secretfs unrevoke {}` lifts it", self.target.words())
     }
 }
 
@@ -136,6 +132,12 @@ impl fmt::Display for Revocation {
 pub struct Revocations(BTreeMap<Target, Revocation>);
 
 impl Revocations {
+    /// True if nothing was taken away.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// What keeps this user from this secret, or from this version of it; the widest where several do.
     #[must_use]
     pub fn check(

@@ -63,8 +63,9 @@ pub(crate) fn run(folder: &Path, turns: usize, rounds: usize, clock: &Clock) -> 
     };
 
     let uid = path("uid/secret");
+    let version = Version::new("1");
     let checked = measure("policy check, rule by uid", turns, &mut |_| {
-        black_box(access.read(caller(), &uid)).expect("may");
+        black_box(access.read(caller(), &uid, &version)).expect("may");
     });
     let groups = path("groups/secret").service;
     let by_groups = measure(
@@ -83,7 +84,6 @@ pub(crate) fn run(folder: &Path, turns: usize, rounds: usize, clock: &Clock) -> 
         },
     );
 
-    let version = Version::new("1");
     let open = |path: &SecretPath| {
         let permit = access.open(caller(), path, "open").expect("may");
         permit.settle(Outcome::Allowed, Some(version.clone()));
