@@ -72,7 +72,7 @@ pub struct Event {
     pub gid: Gid,
     /// By which thread (files) or process (commands).
     pub tid: Tid,
-    /// `service/name`, a service, or nothing where the command has no such subject.
+    /// `service/name`, a service, `--uid N` or `--all` where that is revoked, or nothing where the command has no subject.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<Arc<str>>,
     /// The version that was given.

@@ -175,6 +175,28 @@ impl Cache {
         }
     }
 
+    /// Wipes the values of these secrets from memory, because they were taken away. What is on its way for them goes to
+    /// who waits for it, and does not come back into the cache.
+    pub fn forget(&self, which: impl Fn(&SecretPath) -> bool) {
+        let mut state = self.state();
+        state.flights.retain(|path, _| !which(path));
+        let values = state.values.iter().map(|(path, _)| path);
+        let paths: Vec<SecretPath> = values.filter(|path| which(path)).cloned().collect();
+        let gone: Vec<Kept> = paths
+            .iter()
+            .filter_map(|path| state.take_value(path))
+            .collect();
+        drop(state);
+        // Wiping takes its time, and readers of other secrets wait for the lock.
+        drop(gone);
+    }
+
+    /// True if a value of one of these secrets was fetched, however long ago: it may be open somewhere.
+    #[must_use]
+    pub fn has_shown(&self, which: impl Fn(&SecretPath) -> bool) -> bool {
+        self.state().shown_paths().any(which)
+    }
+
     /// Forgets everything, also which generations were shown: a store that was replaced may use a version's number for
     /// another value.
     pub fn invalidate_all(&self) {

@@ -21,6 +21,7 @@ mod init;
 pub mod input;
 pub mod output;
 mod reports;
+mod revoke;
 mod rules;
 mod secrets;
 pub mod serve;
@@ -118,6 +119,10 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
             doctor::doctor(&place(file.as_deref())?, repair, output, &clock)
         }
         Command::Reload => daemon::reload(&mut session()?),
+        Command::Revoke { what, duration } => {
+            revoke::revoke(&mut session()?, what, duration.as_deref())
+        }
+        Command::Unrevoke(what) => revoke::unrevoke(&mut session()?, what),
         Command::Audit {
             follow,
             secret,

@@ -24,7 +24,7 @@ pub mod template;
 mod values;
 
 pub use accounts::{Accounts, Unknown};
-pub use values::ValueError;
+pub use values::{ValueError, duration};
 
 /// The whole config, checked: whoever holds one need not check anything again.
 #[derive(Debug, Clone, PartialEq, Eq)]

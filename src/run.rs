@@ -37,6 +37,7 @@ use crate::secret::{Name, SecretBytes};
 use crate::sys::{self, SecretMemory};
 
 mod daemon;
+mod revocations;
 mod state;
 
 use daemon::Running;
@@ -141,7 +142,9 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let config = Config::load(config)?;
     let stores = open_stores(&config, inherited.identities, inherited.keys, clock)?;
     let epoch = state::next_epoch(&config.state)?;
+    let revocations = revocations::read(&config.state)?;
     let wired = Wired::new(&config, stores, Authority::Policy, epoch, clock)?;
+    wired.access.replace_revocations(revocations);
     let mut word = UnixStream::from(inherited.word);
     let ending = word
         .try_clone()
@@ -223,7 +226,13 @@ pub fn direct(config: &Config, prompt: &Prompt, clock: &Clock) -> Result<Handler
     };
     let stores = stores(config).map(open).collect::<Result<_, RunError>>()?;
     // No generation that a command sees outlives it, so it counts from the start.
-    Ok(Wired::new(config, stores, Authority::Identity, 0, clock)?.handler(None))
+    let wired = Wired::new(config, stores, Authority::Identity, 0, clock)?;
+    // Nothing is denied by them here, but `status` and `explain` show them. What the daemon could not start with is no
+    // reason not to: `doctor` names it.
+    if let Ok(revocations) = revocations::read(&config.state) {
+        wired.access.replace_revocations(revocations);
+    }
+    Ok(wired.handler(None))
 }
 
 /// A runtime for what waits: backends, the control socket. What can be answered at once never comes near it.

@@ -142,9 +142,17 @@ impl State {
     }
 
     pub(super) fn drop_value(&mut self, path: &SecretPath) {
-        if let Some(old) = self.values.pop(path) {
-            self.bytes -= old.generation.value.len();
-        }
+        drop(self.take_value(path));
+    }
+
+    pub(super) fn take_value(&mut self, path: &SecretPath) -> Option<Kept> {
+        let old = self.values.pop(path)?;
+        self.bytes -= old.generation.value.len();
+        Some(old)
+    }
+
+    pub(super) fn shown_paths(&self) -> impl Iterator<Item = &SecretPath> {
+        self.shown.keys()
     }
 
     /// Forgets everything but the last number: what a version was called before says nothing of what it is now.

@@ -231,6 +231,30 @@ secretfs explain billing/db-password --pid 4711
     /// All or nothing: a config with an error leaves everything as it was.
     #[command(after_help = examples("secretfs reload"))]
     Reload,
+    /// Take something away now, from open files too
+    ///
+    /// A secret, one version of it, a whole service, everything that one user could read, or everything. It outlives a
+    /// restart of the daemon. `status` shows what is revoked.
+    #[command(after_help = examples("\
+secretfs revoke billing/db-password
+  secretfs revoke billing/db-password --version 3
+  secretfs revoke billing --for 1h
+  secretfs revoke --uid mallory
+  secretfs revoke --all"))]
+    Revoke {
+        /// What
+        #[command(flatten)]
+        what: Revocable,
+        /// Only for so long: 90s, 10m, 24h
+        #[arg(long = "for", value_name = "TIME")]
+        duration: Option<String>,
+    },
+    /// Give back what `revoke` took away
+    ///
+    /// Named as it was for `revoke`: `--all` gives back what `revoke --all` took, and nothing else. Files that were open
+    /// have to be opened anew.
+    #[command(after_help = examples("secretfs unrevoke billing/db-password\n  secretfs unrevoke --all"))]
+    Unrevoke(Revocable),
     /// Read the audit log and verify that nothing was changed in it
     ///
     /// With --json an object a line, and a last one that sums up. Exits with 1 if the log was changed.
@@ -322,6 +346,24 @@ pub struct Rule {
     /// The reader runs in the container with this id
     #[arg(long, value_name = "ID")]
     pub container: Option<String>,
+}
+
+/// What `revoke` and `unrevoke` are about
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("target").required(true).multiple(false))]
+pub struct Revocable {
+    /// The secret (SERVICE/NAME) or a whole service
+    #[arg(value_name = "PATH|SERVICE", group = "target")]
+    pub path: Option<String>,
+    /// Only this version of the secret
+    #[arg(long, value_name = "V", requires = "path")]
+    pub version: Option<String>,
+    /// Whatever this user could read, by name or number
+    #[arg(long, value_name = "USER", group = "target")]
+    pub uid: Option<String>,
+    /// Everything, from everybody
+    #[arg(long, group = "target")]
+    pub all: bool,
 }
 
 fn examples(commands: &str) -> String {

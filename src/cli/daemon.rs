@@ -71,13 +71,19 @@ pub(crate) fn unmount(session: &mut Session) -> Result<(), Failure> {
     })
 }
 
-pub(crate) fn reload(session: &mut Session) -> Result<(), Failure> {
-    if !session.daemon()? {
-        return Err(Failure::failed(format!(
-            "no daemon serves {}: start it with `secretfs mount`",
-            session.config.file.display()
-        )));
+/// For commands that mean nothing without a daemon.
+pub(crate) fn required(session: &mut Session) -> Result<(), Failure> {
+    if session.daemon()? {
+        return Ok(());
     }
+    Err(Failure::failed(format!(
+        "no daemon serves {}: start it with `secretfs mount`",
+        session.config.file.display()
+    )))
+}
+
+pub(crate) fn reload(session: &mut Session) -> Result<(), Failure> {
+    required(session)?;
     let notes: Vec<String> = session.ask(Request::Reload {})?;
     if session.output.json {
         return session.output.print_json(&notes);

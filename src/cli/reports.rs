@@ -66,6 +66,17 @@ pub(crate) fn status(session: &mut Session) -> Result<(), Failure> {
     for unknown in status.unknown {
         row("account", unknown, Mood::Bad);
     }
+    for revocation in status.revoked {
+        let until = match revocation.until {
+            Some(until) => format!("until {until:.0}"),
+            None => "until it is unrevoked".to_owned(),
+        };
+        let text = format!(
+            "{}: since {:.0}, {until}, by uid {}",
+            revocation.target, revocation.since, revocation.by
+        );
+        row("revoked", text, Mood::Bad);
+    }
     session.output.table(&[], rows)
 }
 

@@ -17,7 +17,10 @@ pub struct ValueError(pub(super) &'static str);
 const MAX_DURATION: Duration = Duration::from_secs(10 * 366 * 86_400);
 
 /// `"90s"`, `"10m"`, `"24h"`, `"0"`.
-pub(super) fn duration(text: &str) -> Result<Duration, ValueError> {
+///
+/// # Errors
+/// [`ValueError`]
+pub fn duration(text: &str) -> Result<Duration, ValueError> {
     const WRONG: ValueError = ValueError(
         "this is not a duration: write a number and a unit, as in \"90s\", \"10m\" or \"24h\", or \"0\"",
     );

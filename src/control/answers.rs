@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::Record;
 use crate::backend::Version;
+use crate::policy::revocation::Revocation;
 use crate::secret::{Name, SecretPath};
 
 /// Of `put`, `get` and `rollback`: which version it was.
@@ -84,6 +85,18 @@ pub struct Status {
     pub audit_lines: u64,
     /// Users and groups in the config that are not known, and close their services.
     pub unknown: Vec<String>,
+    /// What is revoked now.
+    #[serde(default)]
+    pub revoked: Vec<Revocation>,
+}
+
+/// Of `unrevoke`. `revoke` answers with the [`Revocation`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unrevoked {
+    /// What was given back.
+    pub lifted: Revocation,
+    /// What is revoked all the same, as far as it is the caller's business.
+    pub still: Vec<Revocation>,
 }
 
 /// A running daemon.

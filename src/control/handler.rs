@@ -31,6 +31,7 @@ use crate::secret::{Name, SecretBytes, SecretPath};
 mod copies;
 mod import;
 mod reports;
+mod revoke;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -65,6 +66,12 @@ pub trait Daemon: Send + Sync + fmt::Debug {
     /// # Errors
     /// What is wrong with the config.
     fn reload(&self) -> Result<Vec<String>, String>;
+
+    /// Writes the revocations that are in force to the state folder, so that they outlive a restart.
+    ///
+    /// # Errors
+    /// Why they will not.
+    fn keep_revocations(&self) -> Result<(), String>;
 
     /// Begins the end: of the server, the keeper and the mount. Returns at once.
     fn stop(&self);
@@ -153,6 +160,8 @@ impl Job<'_> {
             (Request::Status {}, _) => self.status(),
             (Request::Explain { path, subject }, _) => self.explain(&path, subject),
             (Request::Reload {}, _) => self.reload(),
+            (Request::Revoke { target, seconds }, _) => self.revoke(target, seconds),
+            (Request::Unrevoke { target }, _) => self.unrevoke(&target),
             (Request::Unmount {}, _) => self.unmount(),
             (Request::Doctor {}, _) => self.doctor(),
             (Request::Audit(query), _) => self.audit(query),

@@ -15,6 +15,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Version;
+use crate::policy::revocation::Target;
 use crate::secret::{MAX_VALUE, Name, SecretPath};
 
 /// The protocol's version.
@@ -126,6 +127,18 @@ pub enum Request {
     },
     /// Reads the config again.
     Reload {},
+    /// Takes something away, from open files too.
+    Revoke {
+        /// What.
+        target: Target,
+        /// For so many seconds; until it is given back where left out.
+        seconds: Option<u64>,
+    },
+    /// Gives back what `revoke` took away.
+    Unrevoke {
+        /// What.
+        target: Target,
+    },
     /// Ends the daemon and its mount.
     Unmount {},
     /// Checks what only whoever has the stores open can check.
@@ -293,6 +306,8 @@ impl Request {
             | Self::Status {}
             | Self::Explain { .. }
             | Self::Reload {}
+            | Self::Revoke { .. }
+            | Self::Unrevoke { .. }
             | Self::Unmount {}
             | Self::Doctor {}
             | Self::Audit(_) => 0,
@@ -383,6 +398,13 @@ mod tests {
                 }),
             },
             Request::Reload {},
+            Request::Revoke {
+                target: Target::Version("a/b".parse().unwrap(), Version::new("3")),
+                seconds: Some(3600),
+            },
+            Request::Unrevoke {
+                target: Target::All,
+            },
             Request::Unmount {},
             Request::Doctor {},
             Request::Audit(AuditQuery::default()),

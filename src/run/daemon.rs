@@ -2,11 +2,12 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 
-use super::{Wired, times};
+use super::{Wired, revocations, times};
 use crate::access::Access;
 use crate::cache::Cache;
 use crate::clock::Clock;
@@ -26,6 +27,9 @@ pub(super) struct Running {
     config: Mutex<Config>,
     unknown: Mutex<Vec<String>>,
     ending: Mutex<UnixStream>,
+    state: PathBuf,
+    /// Held while revocations are written, so that what is written last is what is in force.
+    keeping: Mutex<()>,
     since: Timestamp,
 }
 
@@ -35,6 +39,8 @@ impl Running {
             access: Arc::clone(&wired.access),
             cache: Arc::clone(&wired.cache),
             tree: Arc::clone(&wired.tree),
+            state: config.state.clone(),
+            keeping: Mutex::default(),
             config: Mutex::new(config),
             unknown: Mutex::new(wired.unknown.clone()),
             ending: Mutex::new(ending),
@@ -93,6 +99,12 @@ impl Daemon for Running {
         self.apply(&new);
         *config = new;
         Ok(self.unknown())
+    }
+
+    fn keep_revocations(&self) -> Result<(), String> {
+        let _turn = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        revocations::write(&self.state, &self.access.revocations())
+            .map_err(|error| error.to_string())
     }
 
     fn stop(&self) {

@@ -43,6 +43,14 @@ impl Job<'_> {
             audit_failure: self.parts.audit.failure().map(|error| error.to_string()),
             audit_lines: self.parts.audit.last_line(),
             unknown: daemon.map(|daemon| daemon.unknown()).unwrap_or_default(),
+            revoked: self
+                .parts
+                .tree
+                .access()
+                .revocations()
+                .in_force(self.parts.clock.timestamp())
+                .cloned()
+                .collect(),
         })
     }
 

@@ -47,6 +47,11 @@ impl Daemon for FakeDaemon {
         Ok(Vec::new())
     }
 
+    fn keep_revocations(&self) -> Result<(), String> {
+        self.0.lock().unwrap().push("keep");
+        Ok(())
+    }
+
     fn stop(&self) {
         self.0.lock().unwrap().push("stop");
     }

@@ -18,13 +18,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Job<'_> {
     pub(super) fn put(&self, path: &SecretPath, value: &SecretBytes) -> Result<Answer, Failure> {
-        self.change(path, "put", |place| {
+        self.change(path, "put", None, |place| {
             place.store.put(&place.place, value, None)
         })
     }
 
     pub(super) fn roll_back(&self, path: &SecretPath, to: &Version) -> Result<Answer, Failure> {
-        self.change(path, "rollback", |place| {
+        self.change(path, "rollback", Some(to), |place| {
             place.store.rollback(&place.place, to)
         })
     }
@@ -33,10 +33,14 @@ impl Job<'_> {
         &self,
         path: &SecretPath,
         action: &'static str,
+        from: Option<&Version>,
         act: impl FnOnce(&Place<'_>) -> Result<Version, backend::store::StoreError>,
     ) -> Result<Answer, Failure> {
         let mandate = self.mandate(Some(&path.service), action, Some(path))?;
-        let place = match self.place(path) {
+        let place = match self
+            .place(path)
+            .and_then(|place| self.stays_away(path, from).map(|()| place))
+        {
             Ok(place) => place,
             Err(failure) => {
                 settle(mandate, Outcome::Error, None)?;
@@ -109,6 +113,13 @@ impl Job<'_> {
         };
         match given {
             Ok((touched, value)) => {
+                // Which version it is was not known before.
+                if let Err(denied) = self.parts.tree.access().give(&permit, &touched.version) {
+                    permit
+                        .revoked_now(&denied, Some(touched.version))
+                        .map_err(unwritten)?;
+                    return Err(self.denied(&denied, ""));
+                }
                 let outcome = if touched.stale {
                     Outcome::Stale
                 } else {
@@ -187,7 +198,7 @@ impl Job<'_> {
         Err(absent)
     }
 
-    fn read(&self, reference: &Reference) -> Result<Fetched, BackendError> {
+    pub(super) fn read(&self, reference: &Reference) -> Result<Fetched, BackendError> {
         let backend = self.parts.cache.backends().get(&reference.backend);
         let backend = backend.ok_or_else(|| BackendError::Absent(reference.to_string()))?;
         let reading = async { timeout(PATIENCE, backend.read(reference)).await };
