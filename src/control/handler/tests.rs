@@ -38,8 +38,14 @@ impl Lookup for Nobody {
     }
 }
 
-#[derive(Debug)]
-struct FakeDaemon(std::sync::Mutex<Vec<&'static str>>);
+mod revoked;
+
+/// What it was told, and why it cannot write to its state folder.
+#[derive(Debug, Default)]
+struct FakeDaemon(
+    std::sync::Mutex<Vec<&'static str>>,
+    std::sync::Mutex<Option<String>>,
+);
 
 impl Daemon for FakeDaemon {
     fn reload(&self) -> Result<Vec<String>, String> {
@@ -49,7 +55,7 @@ impl Daemon for FakeDaemon {
 
     fn keep_revocations(&self) -> Result<(), String> {
         self.0.lock().unwrap().push("keep");
-        Ok(())
+        self.1.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 
     fn stop(&self) {
@@ -137,7 +143,7 @@ path = "{0}/audit.jsonl"
         Arc::clone(&cache),
         clock.timestamp(),
     );
-    let daemon = Arc::new(FakeDaemon(std::sync::Mutex::default()));
+    let daemon = Arc::<FakeDaemon>::default();
     let handler = Handler::new(Parts {
         tree,
         cache,
