@@ -7,7 +7,8 @@
 //! 3. A fetch has a deadline. Who waits for it gets [`BackendError::Timeout`] when it passes.
 //! 4. After the TTL an old value is served only if the backend cannot be reached or is too slow, for at most the secret's
 //!    `stale`, and said to be stale. After "absent" or "refused" it is gone.
-//! 5. An invalidation is final: no fetch that began before it can answer a reader who came after it.
+//! 5. An invalidation is final: no fetch that began before it can answer a reader who came after it. So is a revocation,
+//!    which wipes values that may not be read any more.
 //! 6. A generation's number only grows, and stays while version and reference behind it do. A fetch takes its number when
 //!    it begins, so that one that was overtaken cannot make an older value look newer.
 //! 7. The values of what was used longest ago are dropped when all together pass [`BUDGET`] bytes; their numbers stay.

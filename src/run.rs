@@ -41,6 +41,7 @@ mod revocations;
 mod state;
 
 use daemon::Running;
+pub use revocations::read as kept_revocations;
 
 /// How long the end may take: what is under way is answered, the audit log is written out.
 const DRAIN: Duration = Duration::from_secs(2);

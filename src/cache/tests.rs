@@ -267,6 +267,30 @@ async fn rule_5_no_fetch_from_before_an_invalidation_answers_who_came_after_it()
 }
 
 #[tokio::test]
+async fn rule_5_what_is_taken_away_is_wiped_and_no_fetch_from_before_brings_it_back() {
+    let bench = Bench::new();
+    let other: SecretPath = "s/y".parse().unwrap();
+    let elsewhere = bench.cache.get(&other, &binding(&["b:s/y"])).wait().await;
+    bench.x().await.unwrap();
+    let is_x = |shown: &SecretPath| *shown == path();
+    assert_eq!(bench.cache.figures().values, 2);
+    bench.cache.forget(is_x);
+    let figures = bench.cache.figures();
+    assert_eq!((figures.values, figures.bytes), (1, text(&elsewhere).len()));
+    bench.a.hold();
+    let waiting = bench.reader();
+    settle().await;
+    bench.cache.forget(is_x);
+    assert_eq!(bench.cache.figures().flights, 0);
+    bench.a.let_go(0);
+    // Who waits is told, and asks once more whether it may have it.
+    assert_eq!(text(&waiting.await.unwrap()), "one");
+    assert_eq!(bench.cache.figures().values, 1);
+    assert!(bench.cache.has_shown(is_x));
+    assert!(!bench.cache.has_shown(|shown| shown.name.as_str() == "z"));
+}
+
+#[tokio::test]
 async fn rule_5_an_invalidation_drops_what_it_is_about_and_nothing_else() {
     let bench = Bench::new();
     bench.a.put("s/z", "other");

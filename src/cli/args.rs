@@ -356,7 +356,7 @@ pub struct Revocable {
     #[arg(value_name = "PATH|SERVICE", group = "target")]
     pub path: Option<String>,
     /// Only this version of the secret
-    #[arg(long, value_name = "V", requires = "path")]
+    #[arg(long, value_name = "V", requires = "path", conflicts_with_all = ["uid", "all"])]
     pub version: Option<String>,
     /// Whatever this user could read, by name or number
     #[arg(long, value_name = "USER", group = "target")]

@@ -13,6 +13,7 @@ use crate::config::{BackendConfig, Config, StoreConfig, accounts};
 use crate::control::answers::{Check, Health};
 use crate::control::{Failure, Request};
 use crate::keeper::mountpoint::{self, Mountpoint, others_allowed};
+use crate::run::{self, RunError};
 use crate::secret::Name;
 use crate::sys::Uid;
 
@@ -145,6 +146,12 @@ fn configured(config: &Config, checks: &mut Vec<Check>) {
             Health::Warning,
             "its rules hold for every service without a section of its own: write the sections (`secretfs allow`), then remove it",
         ));
+    }
+    match run::kept_revocations(&config.state) {
+        // The folder is the server's; who may not look into it is not told.
+        Err(RunError::File { why, .. }) if why.kind() == io::ErrorKind::PermissionDenied => {}
+        Err(error) => checks.push(check("revocations", Health::Wrong, error.to_string())),
+        Ok(_) => {}
     }
     let (_, unknown) = config.policy(&accounts::System);
     for unknown in unknown {

@@ -10,8 +10,12 @@ use crate::run::RunError;
 
 const FILE: &str = "revocations.json";
 
-/// What was kept. A file that cannot be read is an error: to go on without it would give back what was taken away.
-pub(super) fn read(state: &Path) -> Result<Revocations, RunError> {
+/// What was kept in this state folder. A file that cannot be read is an error: to go on without it would give back what
+/// was taken away.
+///
+/// # Errors
+/// [`RunError::File`]
+pub fn read(state: &Path) -> Result<Revocations, RunError> {
     let path = state.join(FILE);
     let fails = |why: io::Error| RunError::File {
         path: path.clone(),

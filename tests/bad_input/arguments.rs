@@ -84,6 +84,31 @@ fn words() -> Vec<Case> {
             &["--to", "secretfs rollback --help"],
         ),
         case(
+            "nothing to revoke",
+            "revoke",
+            2,
+            &["PATH|SERVICE", "--all", "secretfs revoke --help"],
+        ),
+        case(
+            "a version of everything",
+            "revoke --all --version 3",
+            2,
+            &["--version", "secretfs revoke --help"],
+        ),
+        case(
+            "a version of a service",
+            "revoke billing --version 3",
+            2,
+            &["--version", "SERVICE/NAME"],
+        ),
+        case(
+            "a time that is none to revoke for",
+            "revoke billing/two --for",
+            2,
+            &["--for", "10m"],
+        )
+        .word(CANARY.as_bytes()),
+        case(
             "nothing to import from",
             "import billing",
             2,

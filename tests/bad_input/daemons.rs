@@ -131,6 +131,41 @@ pub(crate) fn cases() -> Vec<Case> {
             place.write("state", "");
         }),
         case(
+            "a daemon whose list of revocations is damaged",
+            "mount",
+            1,
+            &["@/state/revocations.json", "restore it from a copy"],
+        )
+        .given(|place| place.write("state/revocations.json", "[{\"target\":")),
+        case(
+            "a secret to revoke that is not there",
+            "revoke billing/typo",
+            3,
+            &["billing/typo", "secretfs ls"],
+        )
+        .served(),
+        case(
+            "a service to revoke that is not there",
+            "revoke typo",
+            3,
+            &["typo", "secretfs ls"],
+        )
+        .served(),
+        case(
+            "the current version to revoke",
+            "revoke billing/canary --version 1",
+            2,
+            &["billing/canary", "put a new value first"],
+        )
+        .served(),
+        case(
+            "what is not revoked to unrevoke",
+            "unrevoke billing/canary",
+            3,
+            &["billing/canary", "not revoked", "secretfs status"],
+        )
+        .served(),
+        case(
             "a daemon started by a stranger",
             "mount",
             1,

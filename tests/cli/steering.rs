@@ -175,11 +175,74 @@ fn the_daemons_own_commands_without_one() {
     let demo = Demo::new();
     demo.run(&["reload"]).failed(1, "secretfs mount");
     demo.run(&["audit", "--follow"]).failed(1, "secretfs mount");
+    for what in [
+        &["billing"][..],
+        &["billing/pw"],
+        &["billing/pw", "--version", "1"],
+        &["--uid", "0"],
+        &["--all"],
+    ] {
+        for command in ["revoke", "unrevoke"] {
+            let words: Vec<&str> = [command].iter().chain(what).copied().collect();
+            demo.run(&words).failed(1, "secretfs mount");
+        }
+    }
     let unmount = demo.json(&["unmount"]);
     assert_eq!(
         (&unmount["ended"], &unmount["dead"]),
         (&false.into(), &false.into())
     );
+}
+
+#[test]
+fn what_to_revoke_is_named_in_one_way() {
+    let demo = Demo::new();
+    for (words, word) in [
+        (&["revoke"][..], "--all"),
+        (&["unrevoke"], "--all"),
+        (&["revoke", "a/b", "--all"], "cannot stand together"),
+        (&["revoke", "billing", "--version", "1"], "SERVICE/NAME"),
+        (&["revoke", "--all", "--version", "1"], "--version"),
+        (&["revoke", "../canary-7f3a"], "PATH"),
+        (&["revoke", "canary 7f3a"], "SERVICE"),
+        (&["revoke", "--uid", "no-such-user-here"], "--uid"),
+        (&["revoke", "a/b", "--for", "canary-7f3a"], "--for"),
+        (&["revoke", "a/b", "--for", "0"], "--for"),
+        (&["revoke", "a/b", "--for", "-1h"], "revoke --help"),
+        (
+            &["unrevoke", "a/b", "--for", "1h"],
+            "secretfs unrevoke --help",
+        ),
+    ] {
+        demo.run(words).failed(2, word);
+    }
+}
+
+#[test]
+fn a_damaged_list_of_revocations_is_named_and_no_reason_not_to_read() {
+    let demo = Demo::new();
+    demo.put("billing/pw", b"canary-7f3a");
+    fs::write(demo.path("state/revocations.json"), "[{").unwrap();
+    let sick = demo.run(&["doctor"]);
+    assert_eq!(sick.code, 1);
+    assert!(
+        sick.text().contains("state/revocations.json"),
+        "{}",
+        sick.text()
+    );
+    // With the identity in hand there is nothing that could be kept from its holder.
+    assert_eq!(demo.get("billing/pw"), b"canary-7f3a");
+    let kept = r#"[{"target":{"secret":"billing/pw"},"since":"2026-11-25T16:00:00Z","by":0}]"#;
+    fs::write(demo.path("state/revocations.json"), kept).unwrap();
+    let status = demo.json(&["status"]);
+    assert_eq!(status["revoked"][0]["target"]["secret"], "billing/pw");
+    let text = demo.run(&["status"]).done();
+    assert!(
+        text.text().contains("until it is unrevoked"),
+        "{}",
+        text.text()
+    );
+    demo.get("billing/pw");
 }
 
 #[test]

@@ -86,6 +86,16 @@ fn wrong_arguments_give_one_line_that_does_not_repeat_them() {
         ),
         ("secretfs allow billing", "--uid"),
         ("secretfs rollback a/b", "--to"),
+        ("secretfs revoke", "--all"),
+        ("secretfs unrevoke", "--uid"),
+        ("secretfs revoke a/b --all", "cannot stand together"),
+        ("secretfs revoke --uid x --all", "cannot stand together"),
+        (
+            "secretfs revoke --all --version canary-7f3a",
+            "cannot stand",
+        ),
+        ("secretfs revoke --version canary-7f3a", "PATH|SERVICE"),
+        ("secretfs unrevoke a/b --for 1h", "secretfs unrevoke --help"),
         (
             "secretfs completions canary-7f3a",
             "secretfs completions --help",
