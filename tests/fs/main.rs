@@ -22,6 +22,7 @@ mod inodes;
 mod names;
 mod opening;
 mod reading;
+mod revoked;
 
 use world::World;
 

@@ -146,7 +146,7 @@ async fn what_is_revoked_is_given_to_nobody_until_it_is_given_back() {
         assert!(reason.contains("is revoked since"), "{reason}");
         let status = world.call(ROOT, Request::Status {}, Body::Empty).await;
         let status: Status = serde_json::from_value(status.unwrap().json).unwrap();
-        assert_eq!(status.revoked, [revocation.clone()]);
+        assert_eq!(status.revoked, std::slice::from_ref(&revocation));
         world.told();
         let done = world.unrevoke(ROOT, &target).await.unwrap();
         assert_eq!(done.lifted, revocation);
@@ -192,8 +192,7 @@ async fn a_revoked_version_is_gone_and_does_not_come_back_by_another_number() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_written_down_stays_as_it_is_now_and_the_command_says_so() {
     let world = World::with_two_versions().await;
-    let full = || Some("/state: no space left".to_owned());
-    *world.daemon.1.lock().unwrap() = full();
+    *world.daemon.1.lock().unwrap() = Some("/state: no space left".to_owned());
     let failure = world.revoke(MANAGER, &secret(ONE)).await.unwrap_err();
     assert_eq!(failure.kind, Kind::Failed);
     assert!(
