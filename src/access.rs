@@ -81,6 +81,16 @@ impl Access {
         self.revocations.load_full()
     }
 
+    /// True if this secret was taken away from everybody.
+    #[must_use]
+    pub fn is_revoked(&self, path: &SecretPath) -> bool {
+        let revocations = self.revocations.load();
+        let mut in_force = revocations.in_force(self.clock.timestamp());
+        in_force
+            .map(|revocation| &revocation.target)
+            .any(|target| target.version().is_none() && target.covers(path))
+    }
+
     /// Puts another list of revocations in force: at the start.
     pub fn replace_revocations(&self, revocations: Revocations) {
         self.revocations.store(Arc::new(revocations));
@@ -195,6 +205,15 @@ impl Access {
                 self.not_revoked(permit.opener().uid, permit.path(), Some(version))
             }
         }
+    }
+
+    /// Writes down that somebody reads from a handle that was taken away: that stays so when the rules change again.
+    pub fn refuse_taken(&self, mut caller: Caller, path: &SecretPath) {
+        let started = self.clock.now();
+        let denied = self.may_read(&mut caller, path, None).err();
+        let denied = denied.unwrap_or(Denied::Taken);
+        let subject = Some(path.to_string().into());
+        self.deny(caller, "read", subject, denied, started, Written::Soon);
     }
 
     /// May whoever opened a handle still have it, after rules or revocations have changed? Answers from what was known
@@ -450,6 +469,9 @@ pub enum Denied {
     /// The rules would allow it, but it was taken away.
     #[error("{0}")]
     Revoked(Arc<Revocation>),
+    /// The handle was taken away, and may be opened anew.
+    #[error("the handle was taken away when rules or revocations changed: open the file again")]
+    Taken,
     /// It could not have been written down.
     #[error("the audit log cannot be written: {0}")]
     Audit(String),
@@ -459,7 +481,7 @@ impl Denied {
     fn outcome(&self) -> Outcome {
         match self {
             Self::Policy(_) | Self::Caller(_) | Self::Audit(_) => Outcome::Denied,
-            Self::Revoked(_) => Outcome::Revoked,
+            Self::Revoked(_) | Self::Taken => Outcome::Revoked,
         }
     }
 }
@@ -483,4 +505,11 @@ pub struct Explanation {
     pub decision: Result<RuleName, Denied>,
     /// The caller, as far as it was found out.
     pub caller: Caller,
+}
+
+impl Access {
+    /// STUB
+    pub fn fresh(&self, caller: Caller, path: &SecretPath) -> Result<Permit, Denied> {
+        self.open(caller, path, "open-fresh")
+    }
 }

@@ -204,6 +204,12 @@ impl Cache {
         self.state().clear();
     }
 
+    /// A number above that of every generation so far: for the moment in which a secret ceased to be.
+    #[must_use]
+    pub fn next_number(&self) -> u64 {
+        self.state().next_number()
+    }
+
     /// How much is held.
     #[must_use]
     pub fn figures(&self) -> Figures {
@@ -427,4 +433,23 @@ async fn wait<T: Clone>(
 
 fn too_late(timeout: Duration) -> BackendError {
     BackendError::Timeout(format!("{timeout:?} ([cache] timeout)"))
+}
+impl Cache {
+    /// STUB
+    pub fn refresh(self: &Arc<Self>, path: &SecretPath, binding: &Arc<Binding>) -> Answer<Fetch> {
+        self.get(path, binding)
+    }
+    /// STUB
+    pub fn previous(self: &Arc<Self>, path: &SecretPath, binding: &Arc<Binding>) -> Answer<Fetch> {
+        self.get(path, binding)
+    }
+    /// STUB
+    pub fn version(
+        self: &Arc<Self>,
+        path: &SecretPath,
+        binding: &Arc<Binding>,
+        _: &Version,
+    ) -> Answer<Fetch> {
+        self.get(path, binding)
+    }
 }

@@ -9,48 +9,46 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use futures_util::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
-use tokio::sync::oneshot;
 
 use crate::access::{Access, Permit};
-use crate::audit::Outcome;
-use crate::backend::{BackendError, Reference};
-use crate::cache::{Binding, Cache, Fetch, Generation, Served};
+use crate::backend::BackendError;
+use crate::cache::{Binding, Cache, Fetch, Generation};
 use crate::caller::Caller;
-use crate::config::Reads;
-use crate::secret::{Name, SecretPath};
+use crate::secret::Name;
 use crate::sys::{Gid, Uid};
 
 pub mod catalogue;
+mod change;
 pub mod errno;
 mod handles;
 mod inodes;
 mod names;
+mod node;
+mod open;
 mod types;
 
 pub use crate::cache::Answer;
 pub use catalogue::{Catalogue, Look};
+pub use change::Change;
 pub use errno::FsError;
 pub use handles::Fh;
-pub use inodes::{Ino, Tell};
-pub use types::{Attr, DirEntry, Kernel, Kind, Opened, TreeFigures, Xattr};
+pub use inodes::Ino;
+pub use node::Tell;
+pub use open::outcome;
+pub use types::{
+    Attr, DirEntry, Kernel, Kind, Opened, Readiness, Renaming, TreeFigures, Waiter, Xattr,
+};
 
-use handles::{Handles, OpenFile};
-use inodes::{Inodes, Node, Occupied, SecretNode};
+use handles::Handles;
+use inodes::{Inodes, Node};
 use names::Listing;
+use node::{SecretNode, View};
 
 /// A reply: a value or an errno.
 pub type Reply<T> = Result<T, FsError>;
-
-/// How long a change waits for the kernel to hear of it. Its next open sees the new value in any case.
-const KERNEL_DEADLINE: Duration = Duration::from_secs(1);
-
-/// How long an open waits for the readers of an older value to be done with an inode that two cannot share.
-const OCCUPIED: Duration = Duration::from_millis(200);
 
 /// The file system.
 #[derive(Debug)]
@@ -119,6 +117,9 @@ impl Tree {
         match self.inodes.get(parent) {
             Some(Node::Root) => self.look_up_service(caller, name),
             Some(Node::Service(service)) => self.look_up_secret(caller, service, name),
+            Some(Node::Hidden(service, hidden)) => {
+                self.look_up_hidden(caller, service, &hidden, name)
+            }
             Some(Node::Secret(_)) => Answer::Ready(Err(FsError::NotDirectory)),
             None => Answer::Ready(Err(FsError::Superseded)),
         }
@@ -137,20 +138,24 @@ impl Tree {
     /// `stat`. For a caller that may read the secret it fetches what was never fetched, so that the size is true.
     pub fn getattr(self: &Arc<Self>, caller: Caller, ino: Ino) -> Answer<Reply<Attr>> {
         let node = match self.inodes.get(ino) {
-            Some(Node::Root | Node::Service(_)) => return Answer::Ready(Ok(self.directory(ino))),
+            Some(Node::Root | Node::Service(_) | Node::Hidden(..)) => {
+                return Answer::Ready(Ok(self.directory(ino)));
+            }
             Some(Node::Secret(node)) => node,
             None => return Answer::Ready(Err(FsError::Superseded)),
         };
-        if node.shown().is_some() {
+        if node.has_shown() {
             return Answer::Ready(Ok(self.file(&node)));
         }
         let Some(permit) = self.access.peek(caller, &node.path, "stat") else {
             return Answer::Ready(Ok(self.file(&node)));
         };
         let tree = Arc::clone(self);
-        self.fetch_quietly(permit).map(move |fetch| match fetch {
+        let fetching = self.fetch_quietly(permit, &node.view);
+        fetching.map(move |fetch| match fetch {
             Ok(served) => {
                 node.show(&served.generation);
+                tree.noticed(&node, &served.generation);
                 Ok(tree.file(&node))
             }
             Err(BackendError::Absent(_)) => Err(FsError::Absent),
@@ -193,122 +198,6 @@ impl Tree {
         Ok(())
     }
 
-    /// Opens a secret for reading; `writing` if the flags ask for more than that.
-    pub fn open(
-        self: &Arc<Self>,
-        caller: Caller,
-        ino: Ino,
-        writing: bool,
-    ) -> Answer<Reply<Opened>> {
-        let node = match self.inodes.get(ino) {
-            Some(Node::Root | Node::Service(_)) => return Answer::Ready(Err(FsError::IsDirectory)),
-            Some(Node::Secret(node)) => node,
-            None => return Answer::Ready(Err(FsError::Superseded)),
-        };
-        if writing {
-            return Answer::Ready(Err(FsError::ReadOnly));
-        }
-        let permit = match self.access.open(caller, &node.path, "open") {
-            Ok(permit) => permit,
-            Err(_) => return Answer::Ready(Err(FsError::Denied)),
-        };
-        let tree = Arc::clone(self);
-        let binding = node.binding(&self.catalogue.load());
-        self.fetch_from(&permit, binding).then(move |fetch| {
-            let served = match &fetch {
-                Ok(served) => Arc::clone(&served.generation),
-                Err(error) => {
-                    let reply = Err(FsError::from(error));
-                    settle(permit, &fetch);
-                    return Answer::Ready(reply);
-                }
-            };
-            // Also a revocation that came while the value was fetched.
-            if let Err(denied) = tree.access.give(&permit, &served.version) {
-                permit.revoked(&denied, Some(served.version.clone()));
-                return Answer::Ready(Err(FsError::Denied));
-            }
-            match tree.opened(&node, &served) {
-                Err(FsError::Superseded) => {}
-                reply => {
-                    settle(permit, &fetch);
-                    return Answer::Ready(reply);
-                }
-            }
-            // Most who read through the page cache are done in a moment.
-            Answer::Pending(Box::pin(async move {
-                let _ = tokio::time::timeout(OCCUPIED, node.vacated(&served)).await;
-                let reply = tree.opened(&node, &served);
-                match reply {
-                    // Nothing was given. Who came by path comes again at once, to the new inode.
-                    Err(FsError::Superseded) => permit.waive(),
-                    Ok(_) | Err(_) => settle(permit, &fetch),
-                }
-                reply
-            }))
-        })
-    }
-
-    /// Reads from an open secret and passes the bytes to `give`. `paged` if the read is the page cache's own, for a
-    /// mapping or a splice.
-    ///
-    /// # Errors
-    /// [`FsError::Denied`] if the reader may not (any more); [`FsError::Mixed`] rather than a page of another generation.
-    pub fn read<T>(
-        &self,
-        caller: Caller,
-        fh: Fh,
-        offset: u64,
-        size: u32,
-        paged: bool,
-        give: impl FnOnce(&[u8]) -> T,
-    ) -> Reply<T> {
-        let file = self.handles.file(fh).ok_or(FsError::BadHandle)?;
-        if file.reads == Reads::Checked {
-            self.access
-                .read(caller, &file.node.path, &file.generation.version)
-                .map_err(|_| FsError::Denied)?;
-        }
-        if paged
-            && file.superseding
-            && file
-                .node
-                .is_shared_with_another_generation(file.generation.number)
-        {
-            return Err(FsError::Mixed);
-        }
-        let bytes = file.generation.value.expose();
-        let start = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(bytes.len());
-        let end = start
-            .saturating_add(usize::try_from(size).unwrap_or(usize::MAX))
-            .min(bytes.len());
-        Ok(give(bytes.get(start..end).unwrap_or_default()))
-    }
-
-    /// Closes a file or a directory.
-    pub fn release(&self, fh: Fh) {
-        self.handles.remove(fh);
-    }
-
-    /// Whether the kernel still has to be told what [`Opened::tell`] says. To be asked right before, by the one thread
-    /// that tells: a second byte stored at the end would spoil what a first reader has in the page cache by then.
-    #[must_use]
-    pub fn is_untold(&self, tell: Tell) -> bool {
-        match self.inodes.get(tell.ino) {
-            Some(Node::Secret(node)) => node.is_untold(tell),
-            Some(Node::Root | Node::Service(_)) | None => false,
-        }
-    }
-
-    /// The kernel has been told what [`Opened::tell`] says.
-    pub fn told(&self, tell: Tell) {
-        if let Some(Node::Secret(node)) = self.inodes.get(tell.ino) {
-            node.told(tell.size);
-        }
-    }
-
     /// Opens a directory: its listing is made now and stays the same until it is closed. Never fetches a value.
     pub fn opendir(self: &Arc<Self>, caller: Caller, ino: Ino) -> Answer<Reply<Fh>> {
         let tree = Arc::clone(self);
@@ -318,6 +207,8 @@ impl Tree {
         match self.inodes.get(ino) {
             Some(Node::Root) => self.list_services(caller).map(add),
             Some(Node::Service(service)) => self.list_secrets(caller, service).map(add),
+            // What is in them is known by name only.
+            Some(Node::Hidden(..)) => Answer::Ready(add(Ok(Arc::default()))),
             Some(Node::Secret(_)) => Answer::Ready(Err(FsError::NotDirectory)),
             None => Answer::Ready(Err(FsError::Superseded)),
         }
@@ -335,7 +226,7 @@ impl Tree {
     #[must_use]
     pub fn attr_of(&self, entry: &DirEntry) -> Option<Attr> {
         match self.inodes.get(entry.ino)? {
-            Node::Root | Node::Service(_) => Some(self.directory(entry.ino)),
+            Node::Root | Node::Service(_) | Node::Hidden(..) => Some(self.directory(entry.ino)),
             Node::Secret(node) => Some(self.file(&node)),
         }
     }
@@ -349,7 +240,9 @@ impl Tree {
     ) -> Answer<Reply<Vec<u8>>> {
         let node = match self.inodes.get(ino) {
             Some(Node::Secret(node)) => node,
-            Some(Node::Root | Node::Service(_)) => return Answer::Ready(Err(FsError::NoAttribute)),
+            Some(Node::Root | Node::Service(_) | Node::Hidden(..)) => {
+                return Answer::Ready(Err(FsError::NoAttribute));
+            }
             None => return Answer::Ready(Err(FsError::Superseded)),
         };
         let Some(wanted) = Xattr::ALL.into_iter().find(|xattr| xattr.name() == name) else {
@@ -359,7 +252,8 @@ impl Tree {
             return Answer::Ready(Err(FsError::Denied));
         };
         let look = self.catalogue.load().look(&node.path);
-        self.fetch_quietly(permit).map(move |fetch| {
+        let follows = node.view.follows();
+        self.fetch_quietly(permit, &node.view).map(move |fetch| {
             let Generation {
                 number,
                 version,
@@ -369,6 +263,8 @@ impl Tree {
             } = &*fetch.map_err(|error| FsError::from(&error))?.generation;
             match wanted {
                 Xattr::Version => Ok(version.to_string().into_bytes()),
+                // An earlier value's number is not known any more.
+                Xattr::Generation if !follows => Err(FsError::NoAttribute),
                 Xattr::Generation => Ok(number.to_string().into_bytes()),
                 Xattr::Reference => Ok(reference.to_string().into_bytes()),
                 Xattr::Description => {
@@ -387,7 +283,7 @@ impl Tree {
     pub fn listxattr(&self, caller: Caller, ino: Ino) -> Reply<Vec<Xattr>> {
         let node = match self.inodes.get(ino).ok_or(FsError::Superseded)? {
             Node::Secret(node) => node,
-            Node::Root | Node::Service(_) => return Ok(Vec::new()),
+            Node::Root | Node::Service(_) | Node::Hidden(..) => return Ok(Vec::new()),
         };
         let Some(permit) = self.access.peek(caller, &node.path, "listxattr") else {
             return Ok(Vec::new());
@@ -402,21 +298,51 @@ impl Tree {
         Ok(Xattr::ALL
             .into_iter()
             .filter(|xattr| *xattr != Xattr::Description || described)
+            .filter(|xattr| *xattr != Xattr::Generation || node.view.follows())
             .collect())
     }
 
     /// The value that a permit is for. The caller settles the permit when it knows how the access ended.
-    pub fn fetch(&self, permit: &Permit) -> Answer<Fetch> {
-        self.fetch_from(permit, self.catalogue.load().binding(permit.path()))
+    pub fn fetch(self: &Arc<Self>, permit: &Permit) -> Answer<Fetch> {
+        let (tree, path) = (Arc::clone(self), permit.path().clone());
+        let fetching = self.fetch_from(permit, self.catalogue.load().binding(&path));
+        fetching.map(move |fetch| {
+            if let (Ok(served), Some(node)) = (&fetch, tree.inodes.current(&path)) {
+                tree.noticed(&node, &served.generation);
+            }
+            fetch
+        })
     }
 
     fn fetch_from(&self, permit: &Permit, binding: Option<Arc<Binding>>) -> Answer<Fetch> {
         match binding {
             Some(binding) => self.cache.get(permit.path(), &binding),
-            None => Answer::Ready(Err(BackendError::Absent(format!(
-                "{}: no binding and no source in the config",
-                permit.path()
-            )))),
+            None => no_place(permit),
+        }
+    }
+
+    /// What a view shows, for a question that is no access of its own: only worth a line in the audit log if a backend was
+    /// asked.
+    fn fetch_quietly(&self, permit: Permit, view: &View) -> Answer<Fetch> {
+        let binding = self.catalogue.load().binding(permit.path());
+        let fetching = match (view, binding) {
+            (_, None) => no_place(&permit),
+            (View::Current | View::Fresh, Some(binding)) => self.cache.get(permit.path(), &binding),
+            (View::Previous, Some(binding)) => self.cache.previous(permit.path(), &binding),
+            (View::Version(version), Some(binding)) => {
+                self.cache.version(permit.path(), &binding, version)
+            }
+        };
+        match fetching {
+            Answer::Ready(fetch) => {
+                permit.waive();
+                Answer::Ready(fetch)
+            }
+            Answer::Pending(fetch) => Answer::Pending(Box::pin(async move {
+                let fetch = fetch.await;
+                open::settle(permit, &fetch);
+                fetch
+            })),
         }
     }
 
@@ -432,27 +358,6 @@ impl Tree {
         entries.map(|entries| Ok(entries?.iter().map(|entry| entry.name.clone()).collect()))
     }
 
-    /// The value at a reference has changed: when the future ends, every following open sees the new one.
-    pub fn changed(&self, reference: &Reference) -> BoxFuture<'static, ()> {
-        self.cache.invalidate(reference);
-        // Each that may show it, not only those that have: one may be on its way.
-        let mut paths = self.catalogue.load().paths_from(reference);
-        paths.retain(|path| self.inodes.supersede_path(path));
-        self.forget_names(paths)
-    }
-
-    /// The same for everything that was ever fetched.
-    pub fn invalidate_all(&self) -> BoxFuture<'static, ()> {
-        self.cache.invalidate_all();
-        self.forget_names(self.inodes.supersede_all())
-    }
-
-    /// Checks every open handle again, after rules or revocations have changed: what may not be read any more is taken
-    /// away. When the future ends the kernel has dropped its pages too.
-    pub fn enforce(&self) -> BoxFuture<'static, ()> {
-        async {}.boxed()
-    }
-
     /// How much there is of everything.
     #[must_use]
     pub fn figures(&self) -> TreeFigures {
@@ -463,75 +368,12 @@ impl Tree {
         }
     }
 
-    /// Fetches for a permit that is only worth a line in the audit log if a backend was asked.
-    fn fetch_quietly(&self, permit: Permit) -> Answer<Fetch> {
-        match self.fetch(&permit) {
-            Answer::Ready(fetch) => {
-                permit.waive();
-                Answer::Ready(fetch)
-            }
-            Answer::Pending(fetch) => Answer::Pending(Box::pin(async move {
-                let fetch = fetch.await;
-                settle(permit, &fetch);
-                fetch
-            })),
-        }
-    }
-
-    fn opened(&self, node: &Arc<SecretNode>, generation: &Arc<Generation>) -> Reply<Opened> {
-        let reads = self.catalogue.load().look(&node.path).reads;
-        // A superseded inode may stand for one generation after the other: never through the page cache.
-        let cached = reads == Reads::Cached && self.inodes.is_current(node);
-        let pinned = node.pin(generation, cached);
-        let outdates = pinned.map_or(true, |pinned| pinned.outdates);
-        if outdates && self.inodes.supersede(node) {
-            // Nobody waits for this: the open that found it out has its value, or comes again.
-            drop(self.forget_names(vec![node.path.clone()]));
-        }
-        let pinned = pinned.map_err(|Occupied| FsError::Superseded)?;
-        let (node, generation, superseding) =
-            (Arc::clone(node), Arc::clone(generation), pinned.superseding);
-        let fh = self.handles.add_file(OpenFile {
-            node,
-            generation,
-            reads,
-            superseding,
-        });
-        Ok(Opened {
-            fh,
-            direct: pinned.direct,
-            keep_pages: pinned.keep_pages,
-            tell: pinned.tell,
-        })
-    }
-
-    /// Makes the kernel look these names up again; the future ends when it will, or after [`KERNEL_DEADLINE`].
-    fn forget_names(&self, paths: Vec<SecretPath>) -> BoxFuture<'static, ()> {
-        let Some(kernel) = self.kernel.get() else {
-            return async {}.boxed();
-        };
-        let forgotten: Vec<oneshot::Receiver<()>> = paths
-            .iter()
-            .map(|path| {
-                let (done, forgotten) = oneshot::channel();
-                kernel.forget_name(self.inodes.service(&path.service), &path.name, done);
-                forgotten
-            })
-            .collect();
-        async move {
-            let all = futures_util::future::join_all(forgotten);
-            if tokio::time::timeout(KERNEL_DEADLINE, all).await.is_err() {
-                tracing::warn!("the kernel did not take a change of names in time; opens see the new values all the same");
-            }
-        }
-        .boxed()
-    }
-
     fn directory(&self, ino: Ino) -> Attr {
         let (uid, gid) = (Uid::ROOT, Gid(0));
         Attr {
             ino,
             kind: Kind::Directory,
+            links: 2,
             size: 0,
             mode: 0o555,
             uid,
@@ -546,6 +388,8 @@ impl Tree {
         Attr {
             ino: node.ino,
             kind: Kind::File,
+            // As of a file that another was renamed over: what tells its watchers that it is gone.
+            links: u32::from(!node.is_superseded()),
             size,
             mode: look.mode,
             uid: look.owner,
@@ -555,28 +399,9 @@ impl Tree {
     }
 }
 
-/// Has the outcome of a fetch written down.
-fn settle(permit: Permit, fetch: &Fetch) {
-    match fetch {
-        Ok(Served { generation, stale }) => {
-            let outcome = if *stale {
-                Outcome::Stale
-            } else {
-                Outcome::Allowed
-            };
-            permit.settle(outcome, Some(generation.version.clone()));
-        }
-        Err(error) => permit.settle(outcome(error), None),
-    }
-}
-
-/// How a backend's error stands in the audit log.
-#[must_use]
-pub fn outcome(error: &BackendError) -> Outcome {
-    match error {
-        BackendError::Absent(_) => Outcome::Absent,
-        BackendError::Refused(_) => Outcome::Refused,
-        BackendError::Unreachable(_) | BackendError::Timeout(_) => Outcome::Unreachable,
-        BackendError::Unusable(_) => Outcome::Error,
-    }
+fn no_place(permit: &Permit) -> Answer<Fetch> {
+    Answer::Ready(Err(BackendError::Absent(format!(
+        "{}: no binding and no source in the config",
+        permit.path()
+    ))))
 }

@@ -9,23 +9,25 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyXattr, Request,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 
 use crate::caller::Caller;
-use crate::fs::{Answer, Attr, Fh, FsError, Ino, Kind, Reply, Tree};
+use crate::fs::{Answer, Attr, Fh, FsError, Ino, Kind, Readiness, Reply, Tree, Waiter};
 use crate::secret::Name;
 use crate::sys::{Gid, Tid, Uid};
 
 mod notify;
+mod renames;
 mod session;
 
 pub use session::Session;
 
 use notify::Notices;
+use renames::Own;
 
 /// How long the kernel may keep a name without asking again. We tell it when one changes; who may open is asked at the
 /// open in any case.
@@ -43,9 +45,31 @@ struct Adapter {
     tree: Arc<Tree>,
     runtime: Handle,
     notices: Notices,
+    /// The threads of our own that come to rename.
+    own: Own,
 }
 
 impl Adapter {
+    /// Has one of our own threads make a change, if this is one. Nobody else changes anything.
+    fn change(
+        &self,
+        req: &Request,
+        names: [&OsStr; 2],
+        reply: ReplyEmpty,
+        make: impl FnOnce([&str; 2]) -> Reply<()>,
+    ) {
+        let [Some(one), Some(other)] = names.map(OsStr::to_str) else {
+            return reply.error(Errno::EROFS);
+        };
+        if !self.own.is_one(req.pid()) {
+            return reply.error(Errno::EROFS);
+        }
+        match make([one, other]) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
     /// Replies now or, if the tree has to wait, from a task.
     fn answer<T: Send + 'static>(
         &self,
@@ -80,21 +104,19 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let tree = Arc::clone(&self.tree);
-        self.answer(
-            self.tree.lookup(caller(req), Ino(parent.0), name),
-            move |result| match result {
-                Ok(attr) => {
-                    tree.looked_up(attr.ino);
-                    reply.entry_with_ttls(
-                        &ATTR_TTL,
-                        &ENTRY_TTL,
-                        &file_attr(&attr),
-                        INODE_GENERATION,
-                    );
-                }
-                Err(error) => reply.error(errno(error)),
-            },
-        );
+        let found = match name.to_str() {
+            Some(name) if self.own.is_one(req.pid()) => {
+                Answer::Ready(self.tree.own_lookup(Ino(parent.0), name))
+            }
+            Some(_) | None => self.tree.lookup(caller(req), Ino(parent.0), name),
+        };
+        self.answer(found, move |result| match result {
+            Ok(attr) => {
+                tree.looked_up(attr.ino);
+                reply.entry_with_ttls(&ATTR_TTL, &ENTRY_TTL, &file_attr(&attr), INODE_GENERATION);
+            }
+            Err(error) => reply.error(errno(error)),
+        });
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -335,7 +357,30 @@ impl Filesystem for Adapter {
         reply.statfs(0, 0, 0, inodes, 0, BLOCK_SIZE, longest, BLOCK_SIZE);
     }
 
-    // Everything below would change the tree, which nobody may.
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        ph: PollNotifier,
+        _events: PollEvents,
+        flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        let waits = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
+        let waiter = waits.then(|| Waiter(ph.handle().0));
+        let readable = PollEvents::POLLIN | PollEvents::POLLRDNORM;
+        let events = match self.tree.poll(Fh(fh.0), waiter) {
+            Ok(Readiness { taken: true, .. }) => PollEvents::POLLPRI | PollEvents::POLLERR,
+            Ok(Readiness { outdated: true, .. }) => readable | PollEvents::POLLPRI,
+            Ok(_) => readable,
+            Err(error) => return reply.error(errno(error)),
+        };
+        reply.poll(events);
+    }
+
+    // Everything below would change the tree, which nobody may, but for the rename and the unlink that we asked the kernel
+    // for ourselves.
 
     fn setattr(
         &self,
@@ -383,8 +428,10 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.change(req, [name, name], reply, |[name, _]| {
+            self.tree.own_unlink(Ino(parent.0), name)
+        });
     }
 
     fn rmdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
@@ -404,15 +451,20 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _newparent: INodeNo,
-        _newname: &OsStr,
-        _flags: fuser::RenameFlags,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: fuser::RenameFlags,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EROFS);
+        if parent != newparent || !flags.is_empty() {
+            return reply.error(Errno::EROFS);
+        }
+        self.change(req, [name, newname], reply, |[from, to]| {
+            self.tree.own_rename(Ino(parent.0), from, to)
+        });
     }
 
     fn link(
@@ -512,6 +564,7 @@ fn dot(ino: Ino) -> Attr {
     Attr {
         ino,
         kind: Kind::Directory,
+        links: 2,
         size: 0,
         mode: 0o555,
         uid,
@@ -539,10 +592,7 @@ fn file_attr(attr: &Attr) -> FileAttr {
         crtime: time,
         kind: file_type(attr.kind),
         perm: attr.mode,
-        nlink: match attr.kind {
-            Kind::Directory => 2,
-            Kind::File => 1,
-        },
+        nlink: attr.links,
         uid: attr.uid.0,
         gid: attr.gid.0,
         rdev: 0,

@@ -31,7 +31,7 @@ use crate::sys::{SecretMemory, Uid};
 pub mod mountpoint;
 pub mod runtime;
 
-use mountpoint::{Listed, MountError, Mountpoint, abort, pass_on};
+use mountpoint::{Listed, MountError, Mounted, Mountpoint, abort, pass_on};
 
 /// The daemon's lock, below the runtime folder. Who holds it may change what belongs to the config.
 pub const LOCK: &str = "lock";
@@ -141,6 +141,7 @@ pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), K
         clock,
         mountpoint,
         signals,
+        mountinfo: mountinfo()?,
         control: listen(&config.runtime)?,
         keys: keys(config)?,
     };
@@ -184,6 +185,8 @@ struct Keeper<'a> {
     clock: &'a Clock,
     mountpoint: Mountpoint,
     signals: SignalFd,
+    /// `/proc/self/mountinfo`, which says when a mount comes or goes.
+    mountinfo: File,
     control: UnixListener,
     /// For each store the memory in which the server leaves the key of a sealed identity for its successor.
     keys: Vec<(String, SecretMemory)>,
@@ -195,6 +198,8 @@ struct Serving {
     started: Instant,
     /// It has said [`READY`].
     ready: bool,
+    /// Somebody has taken the mount away, and the server was told to end.
+    unmounted: bool,
     /// The server says [`READY`] and [`END`] here.
     word: UnixStream,
     /// Held so that a later server can take the mount over; for now its closing lets waiters go.
@@ -305,15 +310,16 @@ impl Keeper<'_> {
 
     /// Mounts afresh and starts a server on it.
     fn start(&self) -> Result<Serving, KeeperError> {
-        let device = self.mountpoint.mount()?;
-        let serving = self.start_server(device);
+        let mounted = self.mountpoint.mount()?;
+        let serving = self.start_server(mounted);
         if serving.is_err() {
             let _ = self.mountpoint.detach();
         }
         serving
     }
 
-    fn start_server(&self, device: OwnedFd) -> Result<Serving, KeeperError> {
+    fn start_server(&self, mounted: Mounted) -> Result<Serving, KeeperError> {
+        let Mounted { device, writable } = mounted;
         let (word, theirs) = UnixStream::pair().map_err(KeeperError::Start)?;
         word.set_nonblocking(true).map_err(KeeperError::Start)?;
         // By the running file itself: its path may lead to a newer version meanwhile.
@@ -339,6 +345,9 @@ impl Keeper<'_> {
             Ok(())
         };
         pass(&mut command, "--device", "", &device).map_err(KeeperError::Start)?;
+        if let Some(writable) = &writable {
+            pass(&mut command, "--writable", "", writable).map_err(KeeperError::Start)?;
+        }
         pass(&mut command, "--word", "", &theirs.into()).map_err(KeeperError::Start)?;
         let control = self.control.try_clone().map_err(KeeperError::Start)?;
         pass(&mut command, "--control", "", &control.into()).map_err(KeeperError::Start)?;
@@ -368,6 +377,7 @@ impl Keeper<'_> {
             child,
             started: self.clock.now(),
             ready: false,
+            unmounted: false,
             word,
             device,
         })
@@ -379,6 +389,7 @@ impl Keeper<'_> {
             let mut sources = [
                 PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
                 PollFd::new(serving.word.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.mountinfo.as_fd(), PollFlags::POLLPRI),
             ];
             let idle = match poll(&mut sources, PollTimeout::from(LOOK)) {
                 Ok(ready) => ready == 0,
@@ -396,6 +407,9 @@ impl Keeper<'_> {
             }
             if let Some(status) = serving.child.try_wait().map_err(KeeperError::Start)? {
                 return Ok(Happened::Died(status));
+            }
+            if !idle {
+                self.look_after(serving);
             }
             if idle && is_stuck(&serving.child) {
                 return Ok(Happened::Died(ExitStatus::from_raw(libc::SIGKILL)));
@@ -415,6 +429,22 @@ impl Keeper<'_> {
                 Err(error) => return Err(KeeperError::Start(error)),
             }
         }
+    }
+
+    /// Ends a server whose mount somebody has taken away: it does not hear of that, because it has a mount of its own. It is
+    /// started again on a fresh one.
+    fn look_after(&self, serving: &mut Serving) {
+        if serving.unmounted
+            || !self
+                .mountpoint
+                .listed()
+                .is_ok_and(|listed| listed.is_empty())
+        {
+            return;
+        }
+        tracing::warn!(mount = %self.config.mount.display(), "somebody has unmounted it; mounting it again");
+        serving.unmounted = true;
+        let _ = kill(pid(&serving.child), Signal::SIGTERM);
     }
 
     /// The end: nobody can come any more, then the server drains, then whoever still waits is let go.
@@ -513,6 +543,11 @@ fn keys(config: &Config) -> Result<Vec<(String, SecretMemory)>, KeeperError> {
     stores(config)
         .map(|(name, _)| Ok((name, SecretMemory::new().map_err(KeeperError::Start)?)))
         .collect()
+}
+
+fn mountinfo() -> Result<File, KeeperError> {
+    let path = Path::new("/proc/self/mountinfo");
+    File::open(path).map_err(KeeperError::Start)
 }
 
 /// Binds the control socket. Everyone may connect: who may do what is asked of the kernel's word on the peer.

@@ -107,6 +107,8 @@ impl RunError {
 pub struct Inherited {
     /// `/dev/fuse`, mounted.
     pub device: OwnedFd,
+    /// The top of the mount, by way of one that can be written to.
+    pub writable: Option<OwnedFd>,
     /// Where the server tells the keeper how it is.
     pub word: OwnedFd,
     /// The control socket, listening.
@@ -156,6 +158,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let session = Session::start(
         Arc::clone(&wired.tree),
         inherited.device,
+        inherited.writable,
         runtime.handle().clone(),
     );
     let session = session.map_err(RunError::system("the FUSE session"))?;

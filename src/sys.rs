@@ -6,6 +6,8 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::{fmt, io};
 
@@ -183,6 +185,24 @@ pub fn forbid_dumps() -> io::Result<()> {
     nix::sys::prctl::set_dumpable(false)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
     Ok(())
+}
+
+/// A mount of the same file system as the one at `path`, which stands nowhere in the tree: what is made read-only there
+/// stays writable through this descriptor. It lives as long as the descriptor.
+///
+/// # Errors
+/// What open_tree(2) fails with: `EPERM` without CAP_SYS_ADMIN.
+pub fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    // SAFETY: `path` is a string that ends in a null byte and outlives the call.
+    let number =
+        unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    match i32::try_from(number) {
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(number) if number >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(number) }),
+        Ok(_) | Err(_) => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Has the kernel kill this process when the thread that started it dies. To be called after [`renounce`], which resets it.

@@ -78,11 +78,15 @@ impl State {
         }
     }
 
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.number += 1;
+        self.number
+    }
+
     /// A flight with the next number, and the other end of it.
     pub(super) fn begin<T>(&mut self) -> (Flight<T>, watch::Sender<Option<T>>) {
-        self.number += 1;
         let (land, landed) = watch::channel(None);
-        let number = self.number;
+        let number = self.next_number();
         (Flight { number, landed }, land)
     }
 

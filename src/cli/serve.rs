@@ -14,6 +14,9 @@ pub struct Serve {
     /// /dev/fuse, mounted
     #[arg(long)]
     device: i32,
+    /// The top of the mount, where it can be written to
+    #[arg(long)]
+    writable: Option<i32>,
     /// Where the server says how it is
     #[arg(long)]
     word: i32,
@@ -90,6 +93,7 @@ pub fn serve(config: &Path, serve: Serve, clock: &Clock) -> Result<(), RunError>
     };
     let inherited = Inherited {
         device: adopt(serve.device)?,
+        writable: serve.writable.map(adopt).transpose()?,
         word: adopt(serve.word)?,
         control: adopt(serve.control)?,
         identities: adopt_named(serve.identity)?,

@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use crate::config::AuditTarget;
 use crate::control::protocol::Request;
 use crate::control::{Answer, Body, Commands, Event, Exchange, Failure, Kind};
-use crate::fs::Tree;
+use crate::fs::{Change, Tree};
 use crate::policy::Reason;
 use crate::secret::{Name, SecretBytes, SecretPath};
 
@@ -236,7 +236,9 @@ impl Job<'_> {
             Denied::Caller(_) => "ask from where the daemon can see you".to_owned(),
             Denied::Audit(_) => "see `secretfs doctor`".to_owned(),
             // It says itself what lifts it.
-            Denied::Revoked(_) => return Failure::new(Kind::Denied, format!("denied: {denied}")),
+            Denied::Revoked(_) | Denied::Taken => {
+                return Failure::new(Kind::Denied, format!("denied: {denied}"));
+            }
         };
         Failure::new(Kind::Denied, format!("denied: {denied}: {mend}"))
     }
@@ -311,9 +313,10 @@ impl Job<'_> {
         })
     }
 
-    /// Has every following open see what changed.
-    fn changed(&self, reference: &Reference) {
-        self.runtime.block_on(self.parts.tree.changed(reference));
+    /// Has every following open see what changed, and whoever watches hear of it.
+    fn changed<'a>(&self, references: impl IntoIterator<Item = &'a Reference>, change: Change) {
+        let changed = async { self.parts.tree.changed(references, change).await };
+        self.runtime.block_on(changed);
     }
 }
 

@@ -1,20 +1,17 @@
-//! Which number stands for what, and what the kernel was told of each.
+//! Which number stands for what.
 //!
-//! The root and the services keep their numbers. A secret's number stands for one generation of its value: when a new
-//! one comes, the name gets a new number and the old one lives on for those who hold it (open files, bind mounts of
-//! the file) until the kernel forgets it. No number is used twice.
+//! The root, the services and the hidden folders keep their numbers. A secret's number stands for one generation of its
+//! value: when a new one comes, a new inode is renamed over the old one, which lives on for those who hold it (open
+//! files, bind mounts of the file) until the kernel forgets it. No number is used twice.
+//!
+//! A name changes hands only when the kernel says so, by the rename or unlink that we asked for ourselves: it holds the
+//! directory's lock meanwhile, so no look-up can come between, and what it has cached is always what stands here.
 
 use std::collections::HashMap;
-use std::pin::pin;
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
-};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use jiff::Timestamp;
-use tokio::sync::Notify;
-
-use crate::cache::{Binding, Generation};
-use crate::fs::Catalogue;
+use crate::backend::Version;
+use crate::fs::node::{Secret, SecretNode, View};
 use crate::secret::{Name, SecretPath};
 
 /// An inode's number.
@@ -26,6 +23,15 @@ impl Ino {
     pub const ROOT: Self = Self(1);
 }
 
+/// A folder below a service that no listing shows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Hidden {
+    /// `.versions`, which has a folder for each version.
+    Versions,
+    /// One in which each secret stands in another view.
+    Of(View),
+}
+
 /// What a number stands for.
 #[derive(Debug, Clone)]
 pub(super) enum Node {
@@ -33,246 +39,30 @@ pub(super) enum Node {
     Root,
     /// A service.
     Service(Name),
+    /// A hidden folder of a service.
+    Hidden(Name, Hidden),
     /// A secret.
     Secret(Arc<SecretNode>),
 }
 
-/// A secret's inode.
-#[derive(Debug)]
-pub(super) struct SecretNode {
-    pub(super) ino: Ino,
-    pub(super) path: SecretPath,
-    state: Mutex<SecretState>,
-    /// Told when the last handle on a generation is closed.
-    closed: Notify,
+/// A change of a name that the kernel is asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Pending {
+    /// Which one it is of all.
+    pub(super) number: u64,
+    /// The inode that gets the name; `None` if the name goes.
+    pub(super) replacement: Option<Arc<SecretNode>>,
 }
 
-#[derive(Debug, Default)]
-struct SecretState {
-    /// The size that everyone sees: 0 until a value was fetched.
-    size: u64,
-    /// The size that the kernel has.
-    told: u64,
-    /// The generation that this inode last gave to anyone.
-    shown: Option<Shown>,
-    /// Open handles, by generation.
-    open: Vec<Pins>,
-    /// The generation whose pages the page cache may hold.
-    pages: Option<u64>,
-    /// Where it is found, and which catalogue said so.
-    binding: Option<(Weak<Catalogue>, Arc<Binding>)>,
-}
+/// What an inode is called until it is renamed: `.next-7` in the change of this number.
+const NEXT: &str = ".next-";
 
-/// The open handles on one generation.
-#[derive(Debug)]
-struct Pins {
-    number: u64,
-    count: usize,
-    /// One of them was opened to read through the page cache.
-    paged: bool,
-}
-
-#[derive(Debug)]
-struct Shown {
-    number: u64,
-    modified: Timestamp,
-}
-
-/// What has to happen so that a new handle sees its own generation and nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Pinned {
-    /// The size the kernel must be told of before the open is answered.
-    pub(super) tell: Option<Tell>,
-    /// A handle on another generation is open.
-    pub(super) superseding: bool,
-    /// The inode has shown an older generation, so that its name has to lead to a new inode.
-    pub(super) outdates: bool,
-    /// No page cache for this one.
-    pub(super) direct: bool,
-    /// The page cache holds pages of this very generation.
-    pub(super) keep_pages: bool,
-}
-
-/// Why a handle cannot be opened on an inode: another generation is read there through the page cache, and is shorter.
-/// There is one size for both, so that the older one would come with zeros at its end, or this one without its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Occupied;
-
-/// What the kernel must hear about an inode before an open of it is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tell {
-    /// The inode.
-    pub ino: Ino,
-    /// Its size from now on.
-    pub size: u64,
-    /// The size it has grown from; the kernel believes in growth only when a byte is stored at the end.
-    pub grown: bool,
-}
-
-impl SecretNode {
-    fn new(ino: Ino, path: SecretPath) -> Arc<Self> {
-        Arc::new(Self {
-            ino,
-            path,
-            state: Mutex::default(),
-            closed: Notify::new(),
-        })
+impl Pending {
+    /// The name that the replacement has until then.
+    pub(super) fn hidden(&self) -> Option<String> {
+        let named = self.replacement.is_some();
+        named.then(|| format!("{NEXT}{}", self.number))
     }
-
-    fn state(&self) -> MutexGuard<'_, SecretState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where the secret is found. Asked at every open, so it is remembered as long as `catalogue` is the same.
-    pub(super) fn binding(&self, catalogue: &Arc<Catalogue>) -> Option<Arc<Binding>> {
-        let mut state = self.state();
-        // Not even a catalogue that is gone has its address given to another while we hold the weak pointer.
-        if let Some((from, binding)) = &state.binding
-            && from.as_ptr() == Arc::as_ptr(catalogue)
-        {
-            return Some(Arc::clone(binding));
-        }
-        let binding = catalogue.binding(&self.path)?;
-        state.binding = Some((Arc::downgrade(catalogue), Arc::clone(&binding)));
-        Some(binding)
-    }
-
-    /// The size and time to show now; the caller passes them on to the kernel.
-    pub(super) fn tell(&self) -> (u64, Option<Timestamp>) {
-        let mut state = self.state();
-        state.told = state.size;
-        (state.size, state.shown.as_ref().map(|shown| shown.modified))
-    }
-
-    /// The kernel has been told this size.
-    pub(super) fn told(&self, size: u64) {
-        self.state().told = size;
-    }
-
-    /// The number of the generation that was last shown here.
-    pub(super) fn shown(&self) -> Option<u64> {
-        self.state().shown.as_ref().map(|shown| shown.number)
-    }
-
-    /// A `stat` has fetched this generation. An inode that has shown one already keeps its size.
-    pub(super) fn show(&self, generation: &Generation) {
-        let mut state = self.state();
-        if state.shown.is_none() {
-            state.size = length(generation);
-            state.shown = Some(Shown::of(generation));
-        }
-    }
-
-    /// A handle is opened on this generation; `cached` if its reads may go through the page cache.
-    pub(super) fn pin(&self, generation: &Generation, cached: bool) -> Result<Pinned, Occupied> {
-        let (number, length) = (generation.number, length(generation));
-        let mut state = self.state();
-        if state.is_occupied(generation) {
-            return Err(Occupied);
-        }
-        let superseding = state.open.iter().any(|pins| pins.number != number);
-        let last = state.shown.as_ref().map(|shown| shown.number);
-        let outdates = last.is_some_and(|last| last < number);
-        // What an overtaken fetch brought to an inode that has shown a newer generation by now.
-        let behind = last.is_some_and(|last| last > number);
-        let taken_over = outdates && !superseding;
-        // The size is the inode's: while another handle lives it must not shrink under its mappings.
-        state.size = if superseding || behind {
-            state.size.max(length)
-        } else {
-            length
-        };
-        if outdates || last.is_none() {
-            state.shown = Some(Shown::of(generation));
-        }
-        let paged = cached && !superseding && !outdates && !behind;
-        match state.open.iter_mut().find(|pins| pins.number == number) {
-            Some(pins) => {
-                pins.count += 1;
-                pins.paged |= paged;
-            }
-            None => state.open.push(Pins {
-                number,
-                count: 1,
-                paged,
-            }),
-        }
-        let keep_pages = paged && state.pages == Some(number);
-        // A handle past the page cache fills it all the same where it is mapped.
-        state.pages = paged.then_some(number);
-        let tell = (state.told != state.size || taken_over).then_some(Tell {
-            ino: self.ino,
-            size: state.size,
-            grown: state.told < state.size,
-        });
-        Ok(Pinned {
-            tell,
-            superseding,
-            outdates,
-            direct: !paged,
-            keep_pages,
-        })
-    }
-
-    /// Whether the kernel still has to be told this: of two opens that both had to, the first has done it for both.
-    pub(super) fn is_untold(&self, tell: Tell) -> bool {
-        !tell.grown || self.state().told < tell.size
-    }
-
-    /// A handle on this generation is closed.
-    pub(super) fn unpin(&self, number: u64) {
-        let mut state = self.state();
-        if let Some(pins) = state.open.iter_mut().find(|pins| pins.number == number) {
-            pins.count = pins.count.saturating_sub(1);
-        }
-        let before = state.open.len();
-        state.open.retain(|pins| pins.count > 0);
-        if state.open.len() < before {
-            self.closed.notify_waiters();
-        }
-    }
-
-    /// Waits until this generation can be opened here.
-    pub(super) async fn vacated(&self, generation: &Generation) {
-        loop {
-            let mut closed = pin!(self.closed.notified());
-            // From here on none is missed.
-            closed.as_mut().enable();
-            if !self.state().is_occupied(generation) {
-                return;
-            }
-            closed.await;
-        }
-    }
-
-    /// True while a handle on another generation is open.
-    pub(super) fn is_shared_with_another_generation(&self, number: u64) -> bool {
-        self.state().open.iter().any(|pins| pins.number != number)
-    }
-}
-
-impl SecretState {
-    /// Whether [`Occupied`] holds for this generation.
-    fn is_occupied(&self, generation: &Generation) -> bool {
-        let mut others = self
-            .open
-            .iter()
-            .filter(|pins| pins.number != generation.number);
-        length(generation) > self.size && others.any(|pins| pins.paged)
-    }
-}
-
-impl Shown {
-    fn of(generation: &Generation) -> Self {
-        Self {
-            number: generation.number,
-            modified: generation.modified,
-        }
-    }
-}
-
-fn length(generation: &Generation) -> u64 {
-    u64::try_from(generation.value.len()).unwrap_or(u64::MAX)
 }
 
 /// All inodes.
@@ -284,12 +74,25 @@ struct Table {
     next: u64,
     nodes: HashMap<Ino, Node>,
     services: HashMap<Name, Ino>,
-    /// The inode that a name leads to now.
-    secrets: HashMap<SecretPath, Ino>,
+    hidden: HashMap<(Name, Hidden), Ino>,
+    secrets: HashMap<SecretPath, Known>,
+    /// Secrets in hidden folders.
+    views: HashMap<(SecretPath, View), Ino>,
+    /// Changes of names that are under way.
+    pending: HashMap<SecretPath, Pending>,
+    /// Whose name a change of this number is about.
+    changing: HashMap<u64, SecretPath>,
     /// How many look-ups the kernel holds of each.
     lookups: HashMap<Ino, u64>,
     /// How often a name has lost its inode.
     superseded: u64,
+}
+
+#[derive(Debug)]
+struct Known {
+    secret: Arc<Secret>,
+    /// The inode that the name leads to now.
+    current: Ino,
 }
 
 impl Inodes {
@@ -298,7 +101,11 @@ impl Inodes {
             next: Ino::ROOT.0 + 1,
             nodes: HashMap::from([(Ino::ROOT, Node::Root)]),
             services: HashMap::new(),
+            hidden: HashMap::new(),
             secrets: HashMap::new(),
+            views: HashMap::new(),
+            pending: HashMap::new(),
+            changing: HashMap::new(),
             lookups: HashMap::new(),
             superseded: 0,
         }))
@@ -315,20 +122,26 @@ impl Inodes {
         self.table_mut().service(name)
     }
 
+    pub(super) fn hidden(&self, service: &Name, hidden: Hidden) -> Ino {
+        let mut table = self.table_mut();
+        let key = (service.clone(), hidden);
+        if let Some(ino) = table.hidden.get(&key) {
+            return *ino;
+        }
+        let ino = table.number();
+        let node = Node::Hidden(key.0.clone(), key.1.clone());
+        table.nodes.insert(ino, node);
+        table.hidden.insert(key, ino);
+        ino
+    }
+
     /// The inode that a secret's name leads to now.
     pub(super) fn secret(&self, path: &SecretPath) -> Arc<SecretNode> {
         let known = {
             let table = self.table();
-            table
-                .secrets
-                .get(path)
-                .and_then(|ino| table.nodes.get(ino))
-                .cloned()
+            table.current(path)
         };
-        match known {
-            Some(Node::Secret(node)) => node,
-            Some(Node::Root | Node::Service(_)) | None => self.table_mut().secret(path),
-        }
+        known.unwrap_or_else(|| self.table_mut().secret(path))
     }
 
     /// The same for many at once.
@@ -345,12 +158,64 @@ impl Inodes {
         names.iter().map(ino).collect()
     }
 
+    /// The inode of a secret in another view than the current one.
+    pub(super) fn view(&self, path: &SecretPath, view: View) -> Arc<SecretNode> {
+        let mut table = self.table_mut();
+        let key = (path.clone(), view);
+        if let Some(ino) = table.views.get(&key)
+            && let Some(Node::Secret(node)) = table.nodes.get(ino)
+        {
+            return Arc::clone(node);
+        }
+        let secret = Arc::clone(&table.secret(path).secret);
+        let node = SecretNode::new(table.number(), key.0.clone(), key.1.clone(), secret);
+        table
+            .nodes
+            .insert(node.ino, Node::Secret(Arc::clone(&node)));
+        table.views.insert(key, node.ino);
+        node
+    }
+
+    /// The inode that this name leads to, if it has one.
+    pub(super) fn current(&self, path: &SecretPath) -> Option<Arc<SecretNode>> {
+        self.table().current(path)
+    }
+
+    /// The same, if the kernel holds it.
+    pub(super) fn held(&self, path: &SecretPath) -> Option<Arc<SecretNode>> {
+        let table = self.table();
+        let node = table.current(path)?;
+        table.lookups.contains_key(&node.ino).then_some(node)
+    }
+
+    /// True if somebody could watch for changes in this service: the kernel holds its folder.
+    pub(super) fn is_watchable(&self, service: &Name) -> bool {
+        let table = self.table();
+        let ino = table.services.get(service);
+        ino.is_some_and(|ino| table.lookups.contains_key(ino))
+    }
+
+    /// Every secret whose name has an inode.
+    pub(super) fn known(&self) -> Vec<SecretPath> {
+        self.table().secrets.keys().cloned().collect()
+    }
+
+    /// Every secret's inode, of whatever age.
+    pub(super) fn files(&self) -> Vec<Arc<SecretNode>> {
+        let table = self.table();
+        let files = table.nodes.values().filter_map(|node| match node {
+            Node::Secret(node) => Some(Arc::clone(node)),
+            Node::Root | Node::Service(_) | Node::Hidden(..) => None,
+        });
+        files.collect()
+    }
+
     /// The kernel holds one more look-up of this inode.
     pub(super) fn looked_up(&self, ino: Ino) {
         *self.table_mut().lookups.entry(ino).or_default() += 1;
     }
 
-    /// The kernel gives look-ups back. A superseded inode is gone with the last of them.
+    /// The kernel gives look-ups back. What nobody finds by a name any more is gone with the last of them.
     pub(super) fn forget(&self, ino: Ino, count: u64) {
         let mut table = self.table_mut();
         let Some(held) = table.lookups.get_mut(&ino) else {
@@ -361,37 +226,80 @@ impl Inodes {
             return;
         }
         table.lookups.remove(&ino);
-        if let Some(Node::Secret(node)) = table.nodes.get(&ino)
-            && table.secrets.get(&node.path) != Some(&ino)
+        table.drop_unnamed(ino);
+    }
+
+    /// Begins to give the name a new inode, or none. `None` if the same is under way already, and nobody has seen yet
+    /// what it leads to: it will do for this change, too.
+    pub(super) fn begin(&self, path: &SecretPath, replace: bool) -> Option<Pending> {
+        let mut table = self.table_mut();
+        if let Some(pending) = table.pending.get(path)
+            && pending.replacement.is_some() == replace
         {
-            table.nodes.remove(&ino);
+            return None;
         }
-    }
-
-    /// The next look-up of this secret gets a new inode. False if it has none yet.
-    pub(super) fn supersede_path(&self, path: &SecretPath) -> bool {
-        self.table_mut().supersede(path)
-    }
-
-    /// The same for every secret; gives those that had one.
-    pub(super) fn supersede_all(&self) -> Vec<SecretPath> {
-        let mut table = self.table_mut();
-        let paths: Vec<SecretPath> = table.secrets.keys().cloned().collect();
-        for path in &paths {
-            table.supersede(path);
+        let number = table.number().0;
+        let replacement = replace.then(|| {
+            let secret = match table.secrets.get(path) {
+                Some(known) => Arc::clone(&known.secret),
+                None => Arc::default(),
+            };
+            SecretNode::new(table.number(), path.clone(), View::Current, secret)
+        });
+        let pending = Pending {
+            number,
+            replacement,
+        };
+        table.changing.insert(number, path.clone());
+        let before = table.pending.insert(path.clone(), pending.clone());
+        if let Some(before) = before {
+            table.changing.remove(&before.number);
         }
-        paths
+        Some(pending)
     }
 
-    /// True if this is the inode that its secret's name leads to now.
-    pub(super) fn is_current(&self, node: &SecretNode) -> bool {
-        self.table().secrets.get(&node.path) == Some(&node.ino)
-    }
-
-    /// The next look-up of this secret gets a new inode. False if this inode was not the current one any more.
-    pub(super) fn supersede(&self, node: &SecretNode) -> bool {
+    /// The inode that is about to be renamed from this name.
+    pub(super) fn replacement(&self, service: &Name, hidden: &str) -> Option<Arc<SecretNode>> {
+        let number = hidden.strip_prefix(NEXT)?.parse().ok()?;
         let mut table = self.table_mut();
-        table.secrets.get(&node.path) == Some(&node.ino) && table.supersede(&node.path)
+        let path = table.changing.get(&number)?;
+        let node = table.pending.get(path)?.replacement.clone()?;
+        if node.path.service != *service {
+            return None;
+        }
+        // The kernel holds it from now on, whatever becomes of the rename.
+        let entry = Node::Secret(Arc::clone(&node));
+        table.nodes.insert(node.ino, entry);
+        Some(node)
+    }
+
+    /// The name changes hands now, if this change is still the one that is wanted.
+    pub(super) fn commit(&self, path: &SecretPath, wanted: impl Fn(&Pending) -> bool) -> bool {
+        let mut table = self.table_mut();
+        if !table.pending.get(path).is_some_and(wanted) {
+            return false;
+        }
+        let Some(pending) = table.pending.remove(path) else {
+            return false;
+        };
+        table.changing.remove(&pending.number);
+        let before = match pending.replacement {
+            Some(node) => {
+                let (secret, current) = (Arc::clone(&node.secret), node.ino);
+                table.nodes.insert(current, Node::Secret(node));
+                let known = Known { secret, current };
+                table.secrets.insert(path.clone(), known)
+            }
+            None => table.secrets.remove(path),
+        };
+        table.superseded += 1;
+        if let Some(Known { current, .. }) = before {
+            if let Some(Node::Secret(node)) = table.nodes.get(&current) {
+                node.supersede();
+            }
+            table.drop_unnamed(current);
+        }
+        true
     }
 
     /// As long as this number stays, so does the inode of each name.
@@ -429,26 +337,69 @@ impl Table {
         ino
     }
 
-    fn secret(&mut self, path: &SecretPath) -> Arc<SecretNode> {
-        if let Some(ino) = self.secrets.get(path)
-            && let Some(Node::Secret(node)) = self.nodes.get(ino)
-        {
-            return Arc::clone(node);
+    fn current(&self, path: &SecretPath) -> Option<Arc<SecretNode>> {
+        match self.nodes.get(&self.secrets.get(path)?.current)? {
+            Node::Secret(node) => Some(Arc::clone(node)),
+            Node::Root | Node::Service(_) | Node::Hidden(..) => None,
         }
-        let node = SecretNode::new(self.number(), path.clone());
-        self.nodes.insert(node.ino, Node::Secret(Arc::clone(&node)));
-        self.secrets.insert(path.clone(), node.ino);
+    }
+
+    fn secret(&mut self, path: &SecretPath) -> Arc<SecretNode> {
+        if let Some(node) = self.current(path) {
+            return node;
+        }
+        let (ino, secret) = (self.number(), Arc::<Secret>::default());
+        let node = SecretNode::new(ino, path.clone(), View::Current, Arc::clone(&secret));
+        self.nodes.insert(ino, Node::Secret(Arc::clone(&node)));
+        let known = Known {
+            secret,
+            current: ino,
+        };
+        self.secrets.insert(path.clone(), known);
         node
     }
 
-    fn supersede(&mut self, path: &SecretPath) -> bool {
-        let Some(ino) = self.secrets.remove(path) else {
-            return false;
-        };
-        self.superseded += 1;
-        if !self.lookups.contains_key(&ino) {
-            self.nodes.remove(&ino);
+    /// Drops an inode that the kernel does not hold and that no name leads to.
+    fn drop_unnamed(&mut self, ino: Ino) {
+        if self.lookups.contains_key(&ino) {
+            return;
         }
-        true
+        match self.nodes.get(&ino) {
+            Some(Node::Secret(node)) => match &node.view {
+                View::Current => {
+                    let known = self.secrets.get(&node.path);
+                    if known.is_some_and(|known| known.current == ino) {
+                        return;
+                    }
+                }
+                view @ (View::Fresh | View::Previous | View::Version(_)) => {
+                    self.views.remove(&(node.path.clone(), view.clone()));
+                }
+            },
+            Some(Node::Hidden(service, hidden)) => {
+                self.hidden.remove(&(service.clone(), hidden.clone()));
+            }
+            Some(Node::Root | Node::Service(_)) | None => return,
+        }
+        self.nodes.remove(&ino);
+    }
+}
+
+impl Hidden {
+    /// The hidden folder of this name right below a service.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        match name {
+            ".fresh" => Some(Self::Of(View::Fresh)),
+            ".previous" => Some(Self::Of(View::Previous)),
+            ".versions" => Some(Self::Versions),
+            _ => None,
+        }
+    }
+
+    /// The folder of this version in `.versions`, if it can be one's name.
+    pub(super) fn version(name: &str) -> Option<Self> {
+        let printable =
+            !name.is_empty() && !name.starts_with('.') && !name.contains(char::is_control);
+        printable.then(|| Self::Of(View::Version(Version::new(name))))
     }
 }

@@ -5,6 +5,8 @@ use std::sync::{Arc, PoisonError};
 
 use crate::cache::{Answer, Names};
 use crate::caller::Caller;
+use crate::fs::inodes::Hidden;
+use crate::fs::node::View;
 use crate::fs::{Attr, DirEntry, FsError, Kind, Reply, Tree};
 use crate::secret::{Name, SecretPath};
 
@@ -56,6 +58,41 @@ impl Tree {
         if !self.access.may_look_up(caller, &service) {
             return Answer::Ready(Err(FsError::Denied));
         }
+        if let Some(hidden) = name.to_str().and_then(Hidden::named) {
+            let ino = self.inodes.hidden(&service, hidden);
+            return Answer::Ready(Ok(self.directory(ino)));
+        }
+        self.look_up_view(service, View::Current, name)
+    }
+
+    /// Looks a name up in a folder that no listing shows, for who may see into its service.
+    pub(super) fn look_up_hidden(
+        self: &Arc<Self>,
+        caller: Caller,
+        service: Name,
+        hidden: &Hidden,
+        name: &OsStr,
+    ) -> Answer<Reply<Attr>> {
+        if !self.access.may_look_up(caller, &service) {
+            return Answer::Ready(Err(FsError::Denied));
+        }
+        match hidden {
+            Hidden::Of(view) => self.look_up_view(service, view.clone(), name),
+            Hidden::Versions => {
+                let version = name.to_str().and_then(Hidden::version);
+                let ino = version.map(|version| self.inodes.hidden(&service, version));
+                let folder = ino.map(|ino| self.directory(ino));
+                Answer::Ready(folder.ok_or(FsError::Absent))
+            }
+        }
+    }
+
+    fn look_up_view(
+        self: &Arc<Self>,
+        service: Name,
+        view: View,
+        name: &OsStr,
+    ) -> Answer<Reply<Attr>> {
         let name = match parse(name) {
             Ok(name) => name,
             Err(error) => return Answer::Ready(Err(error)),
@@ -63,7 +100,7 @@ impl Tree {
         let catalogue = self.catalogue.load();
         let path = SecretPath { service, name };
         if catalogue.is_bound(&path) {
-            return Answer::Ready(Ok(self.file(&self.inodes.secret(&path))));
+            return Answer::Ready(Ok(self.seen(&path, view)));
         }
         let Some(folder) = catalogue.folder(&path.service) else {
             return Answer::Ready(Err(FsError::Absent));
@@ -76,8 +113,18 @@ impl Tree {
                 names
                     .binary_search(&path.name)
                     .map_err(|_| FsError::Absent)?;
-                Ok(tree.file(&tree.inodes.secret(&path)))
+                Ok(tree.seen(&path, view))
             })
+    }
+
+    fn seen(&self, path: &SecretPath, view: View) -> Attr {
+        let node = match view {
+            View::Current => self.inodes.secret(path),
+            view @ (View::Fresh | View::Previous | View::Version(_)) => {
+                self.inodes.view(path, view)
+            }
+        };
+        self.file(&node)
     }
 
     pub(super) fn list_services(self: &Arc<Self>, caller: Caller) -> Answer<Reply<Entries>> {

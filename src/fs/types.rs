@@ -1,5 +1,7 @@
 //! What the file system's calls reply with.
 
+use std::fmt;
+
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
@@ -24,6 +26,8 @@ pub struct Attr {
     pub ino: Ino,
     /// File or directory.
     pub kind: Kind,
+    /// How many names lead to it.
+    pub links: u32,
     /// The length of the value last fetched, in bytes; 0 before.
     pub size: u64,
     /// The permission bits.
@@ -105,8 +109,61 @@ pub struct TreeFigures {
     pub inodes: usize,
 }
 
-/// What the kernel holds of our names, seen from here. The adapter implements it.
-pub trait Kernel: Send + Sync + std::fmt::Debug {
-    /// Makes the kernel look `name` up again, then answers `done`. Must return at once.
-    fn forget_name(&self, parent: Ino, name: &Name, done: oneshot::Sender<()>);
+/// What `poll` says of an open file, beside that it can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Readiness {
+    /// A newer value has taken the place of the one that it reads.
+    pub outdated: bool,
+    /// It was taken away.
+    pub taken: bool,
+}
+
+/// Whoever waits in `poll`, as the kernel calls it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiter(pub u64);
+
+/// A change of a name that the kernel is asked to make, through the mount itself, so that whoever watches hears of it:
+/// `from` is renamed to `name`, or `name` is unlinked where there is no `from`. Whoever waits for it waits until this is
+/// dropped.
+pub struct Renaming {
+    /// The service, whose folder the name stands in.
+    pub service: Name,
+    /// The folder's inode.
+    pub folder: Ino,
+    /// What the new inode is called until then.
+    pub from: Option<String>,
+    /// The name.
+    pub name: Name,
+    pub(super) settle: Option<Box<dyn FnOnce() -> bool + Send>>,
+    pub(super) _done: oneshot::Sender<()>,
+}
+
+impl Renaming {
+    /// To be called when the kernel has been asked. True if it has not made the change, so that the name has changed
+    /// hands without it: it must be made to look the name up again.
+    pub fn settle(&mut self) -> bool {
+        self.settle.take().is_some_and(|settle| settle())
+    }
+}
+
+impl fmt::Debug for Renaming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Renaming")
+            .field("service", &self.service)
+            .field("from", &self.from)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The kernel, as it has to hear of changes. The adapter implements it. All of it must return at once.
+pub trait Kernel: Send + Sync + fmt::Debug {
+    /// Changes a name.
+    fn rename(&self, renaming: Renaming);
+
+    /// Drops what the page cache holds of this inode, and unmaps it, then drops `done`.
+    fn drop_pages(&self, ino: Ino, done: oneshot::Sender<()>);
+
+    /// Wakes who waits in `poll`.
+    fn wake(&self, waiter: Waiter);
 }

@@ -1,57 +1,56 @@
-//! The two threads that speak to the kernel without being asked.
+//! What the kernel is told without having asked.
 //!
-//! They hold no lock of ours: from inside a handler these calls can deadlock, because the kernel takes the inode's pages
-//! or the directory's lock for them. Sizes have a thread of their own, because opens wait for them, and because pages
-//! are only ever locked for reads that we answer. A name waits for its directory, whose lock any process that lists it
-//! can keep for as long as it likes (getdents(2) into memory that somebody else's file system has yet to fill), so
-//! nothing but the change itself waits for a name, and that not for long.
+//! Not from inside a handler: there these calls can deadlock, because the kernel takes the inode's pages or the folder's
+//! lock for them. Sizes and pages have one thread, which holds no lock of ours and on which opens wait: pages are only ever
+//! locked for reads that we answer. Names have [threads of their own](super::renames).
 
-use std::ffi::OsStr;
-use std::sync::mpsc;
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 
-use fuser::{INodeNo, Notifier};
+use fuser::{INodeNo, Notifier, PollHandle};
 use tokio::sync::oneshot;
 
-use crate::fs::{Ino, Kernel, Tell};
-use crate::secret::Name;
+use super::renames::Renames;
+use crate::fs::{Ino, Kernel, Renaming, Tell, Waiter};
 
-/// What an open waits for.
-struct Size {
-    tell: Tell,
-    due: Box<dyn FnOnce() -> bool + Send>,
-    then: Box<dyn FnOnce() + Send>,
-}
-
-struct Gone {
-    parent: Ino,
-    name: Name,
-    done: oneshot::Sender<()>,
+/// What the thread does.
+enum Notice {
+    /// Tells a size, if that is still due, and then answers the open that waits for it.
+    Size {
+        tell: Tell,
+        due: Box<dyn FnOnce() -> bool + Send>,
+        then: Box<dyn FnOnce() + Send>,
+    },
+    /// Drops an inode's pages.
+    Pages { ino: Ino, done: oneshot::Sender<()> },
+    /// Wakes who polls.
+    Wake(Waiter),
 }
 
 /// Where notices are handed in.
 #[derive(Debug, Clone)]
 pub(super) struct Notices {
-    sizes: mpsc::Sender<Size>,
-    names: mpsc::Sender<Gone>,
+    thread: mpsc::Sender<Notice>,
+    /// Set when there is a session; before, the kernel has no name that could change.
+    renames: Arc<OnceLock<Arc<Renames>>>,
 }
 
 /// Notices before there is a session to send them to.
 #[derive(Debug)]
 pub(super) struct Queue {
-    sizes: mpsc::Receiver<Size>,
-    names: mpsc::Receiver<Gone>,
+    notices: mpsc::Receiver<Notice>,
+    renames: Arc<OnceLock<Arc<Renames>>>,
 }
 
 impl Notices {
     pub(super) fn new() -> (Self, Queue) {
-        let (to_sizes, sizes) = mpsc::channel();
-        let (to_names, names) = mpsc::channel();
-        let notices = Self {
-            sizes: to_sizes,
-            names: to_names,
+        let (thread, notices) = mpsc::channel();
+        let renames = Arc::<OnceLock<_>>::default();
+        let queue = Queue {
+            notices,
+            renames: Arc::clone(&renames),
         };
-        (notices, Queue { sizes, names })
+        (Self { thread, renames }, queue)
     }
 
     /// Tells the kernel an inode's size if that is still `due` by then, and calls `then`, which answers the open.
@@ -62,58 +61,71 @@ impl Notices {
         then: impl FnOnce() + Send + 'static,
     ) {
         let (due, then) = (Box::new(due), Box::new(then));
-        if let Err(mpsc::SendError(Size { then, .. })) = self.sizes.send(Size { tell, due, then }) {
+        let notice = Notice::Size { tell, due, then };
+        if let Err(mpsc::SendError(Notice::Size { then, .. })) = self.thread.send(notice) {
             then();
         }
     }
 }
 
+// If a thread is gone so is the session, and dropping what was handed in says so to who waits.
 impl Kernel for Notices {
-    fn forget_name(&self, parent: Ino, name: &Name, done: oneshot::Sender<()>) {
-        // If the thread is gone so is the session, and dropping `done` says so.
-        let _ = self.names.send(Gone {
-            parent,
-            name: name.clone(),
-            done,
-        });
+    fn rename(&self, mut renaming: Renaming) {
+        match self.renames.get() {
+            Some(renames) => renames.hand_in(renaming),
+            None => {
+                renaming.settle();
+            }
+        }
+    }
+
+    fn drop_pages(&self, ino: Ino, done: oneshot::Sender<()>) {
+        let _ = self.thread.send(Notice::Pages { ino, done });
+    }
+
+    fn wake(&self, waiter: Waiter) {
+        let _ = self.thread.send(Notice::Wake(waiter));
     }
 }
 
 impl Queue {
-    /// Starts the threads. They end when the last [`Notices`] is dropped.
-    pub(super) fn run(self, notifier: &Notifier) -> std::io::Result<()> {
-        let (to_size, to_name) = (notifier.clone(), notifier.clone());
-        spawn("sizes", self.sizes, move |size| carry_size(&to_size, size))?;
-        spawn("names", self.names, move |gone| carry_name(&to_name, gone))
+    /// Starts the thread, which ends when the last [`Notices`] is dropped. Names change by way of `renames`.
+    pub(super) fn run(self, notifier: Notifier, renames: Arc<Renames>) -> std::io::Result<()> {
+        let _ = self.renames.set(renames);
+        let notices = self.notices;
+        let work = move || {
+            notices
+                .into_iter()
+                .for_each(|notice| carry(&notifier, notice))
+        };
+        thread::Builder::new()
+            .name("notices".to_owned())
+            .spawn(work)
+            .map(drop)
     }
 }
 
-fn spawn<T: Send + 'static>(
-    name: &str,
-    notices: mpsc::Receiver<T>,
-    carry: impl Fn(T) + Send + 'static,
-) -> std::io::Result<()> {
-    let work = move || notices.into_iter().for_each(carry);
-    thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(work)
-        .map(drop)
-}
-
-fn carry_size(notifier: &Notifier, Size { tell, due, then }: Size) {
-    if due()
-        && let Err(error) = tell_size(notifier, tell)
-    {
-        tracing::warn!(%error, "the kernel was not told a size; sendfile(2) may see an old one until the next stat");
+fn carry(notifier: &Notifier, notice: Notice) {
+    match notice {
+        Notice::Size { tell, due, then } => {
+            if due()
+                && let Err(error) = tell_size(notifier, tell)
+            {
+                tracing::warn!(%error, "the kernel was not told a size; sendfile(2) may see an old one until the next stat");
+            }
+            then();
+        }
+        Notice::Pages { ino, done } => {
+            if let Err(error) = notifier.inval_inode(INodeNo(ino.0), 0, 0) {
+                tracing::warn!(%error, "the kernel did not drop the pages of a secret that was taken away");
+            }
+            drop(done);
+        }
+        // Who is gone by now need not be woken.
+        Notice::Wake(Waiter(handle)) => {
+            let _ = notifier.poll(PollHandle(handle));
+        }
     }
-    then();
-}
-
-fn carry_name(notifier: &Notifier, Gone { parent, name, done }: Gone) {
-    if let Err(error) = notifier.inval_entry(INodeNo(parent.0), OsStr::new(name.as_str())) {
-        tracing::debug!(%error, "the kernel did not hold a name that changed");
-    }
-    let _ = done.send(());
 }
 
 fn tell_size(notifier: &Notifier, tell: Tell) -> std::io::Result<()> {

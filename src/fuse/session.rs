@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 
 use super::Adapter;
 use super::notify::Notices;
+use super::renames::{Own, Renames};
 use crate::fs::Tree;
 
 /// A session that answers requests until the mount is gone.
@@ -17,13 +18,19 @@ use crate::fs::Tree;
 pub struct Session(BackgroundSession);
 
 impl Session {
-    /// Serves `tree` on a descriptor of `/dev/fuse` that is mounted already. Returns when the kernel has said its first
-    /// word, so that the mount works.
+    /// Serves `tree` on a descriptor of `/dev/fuse` that is mounted already; `writable` is the top of a mount of it through
+    /// which names can be changed. Returns when the kernel has said its first word, so that the mount works.
     ///
     /// # Errors
     /// What the kernel or the start of a thread fails with.
-    pub fn start(tree: Arc<Tree>, device: OwnedFd, runtime: Handle) -> io::Result<Self> {
+    pub fn start(
+        tree: Arc<Tree>,
+        device: OwnedFd,
+        writable: Option<OwnedFd>,
+        runtime: Handle,
+    ) -> io::Result<Self> {
         let (notices, queue) = Notices::new();
+        let own = Own::default();
         tree.attach(Arc::new(notices.clone()));
         let mut config = Config::default();
         config.n_threads = Some(threads());
@@ -34,13 +41,15 @@ impl Session {
                 tree,
                 runtime,
                 notices,
+                own: own.clone(),
             },
             device,
             acl,
             config,
         )?
         .spawn()?;
-        queue.run(&session.notifier())?;
+        let renames = Renames::new(writable, session.notifier(), own);
+        queue.run(session.notifier(), renames)?;
         Ok(Self(session))
     }
 

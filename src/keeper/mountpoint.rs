@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -26,6 +26,17 @@ pub struct Mountpoint {
     path: PathBuf,
     /// What mountinfo shows as the source: the config, which tells our mounts from another daemon's.
     source: PathBuf,
+}
+
+/// A mount that was just made.
+#[derive(Debug)]
+pub struct Mounted {
+    /// What serves it. Until someone does, who uses the mount waits; when the last copy of this is closed, who waits fails
+    /// at once.
+    pub device: OwnedFd,
+    /// Its top, by way of a mount that can be written to: what users see is read-only where we may do that. `None` where
+    /// nothing can be written to, and so nobody who watches a secret can be woken.
+    pub writable: Option<OwnedFd>,
 }
 
 /// A mount of ours that is listed in mountinfo.
@@ -106,12 +117,11 @@ impl Mountpoint {
         &self.path
     }
 
-    /// Mounts, and returns the descriptor that serves it. Until someone serves it, who uses it waits; when the last
-    /// copy of the descriptor is closed, who waits fails at once.
+    /// Mounts.
     ///
     /// # Errors
     /// [`MountError`]
-    pub fn mount(&self) -> Result<OwnedFd, MountError> {
+    pub fn mount(&self) -> Result<Mounted, MountError> {
         let no_folder = |why: String| MountError::NoFolder {
             path: self.path.clone(),
             why,
@@ -136,7 +146,7 @@ impl Mountpoint {
         }
     }
 
-    fn mount_as_root(&self) -> Result<OwnedFd, MountError> {
+    fn mount_as_root(&self) -> Result<Mounted, MountError> {
         let device = device().map_err(MountError::NoDevice)?;
         let refused = |why: nix::Error| MountError::Refused {
             path: self.path.clone(),
@@ -154,7 +164,10 @@ impl Mountpoint {
             Some(options.as_str()),
         )
         .map_err(refused)?;
-        // Read-only as a mount, not as a file system: a later rotation renames through a mount of its own.
+        let writable = sys::clone_mount(&self.path)
+            .inspect_err(|why| unwatched(&format!("open_tree: {why}")))
+            .ok();
+        // Read-only as a mount, not as a file system: the server renames through the mount of its own.
         let flags = flags | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
         let attached =
             nix::mount::mount(None::<&str>, &self.path, None::<&str>, flags, None::<&str>);
@@ -162,10 +175,13 @@ impl Mountpoint {
             let _ = self.detach();
             return Err(refused(error));
         }
-        Ok(device.into())
+        Ok(Mounted {
+            device: device.into(),
+            writable,
+        })
     }
 
-    fn mount_as_user(&self) -> Result<OwnedFd, MountError> {
+    fn mount_as_user(&self) -> Result<Mounted, MountError> {
         let pair = socket::socketpair(
             AddressFamily::Unix,
             SockType::Stream,
@@ -177,13 +193,14 @@ impl Mountpoint {
             .try_clone()
             .and_then(|theirs| pass_on(&theirs))
             .map_err(MountError::NoHelper)?;
-        // Read-only: the kernel passes on to a writable mount what fuser cannot decode. Times before 1970 by more than a
-        // SystemTime holds, which any user may ask for with utimensat(2), end the server.
-        let mut options = OsString::from("ro,nosuid,nodev,noexec,subtype=secretfs,fsname=");
+        let mut options = OsString::from("nosuid,nodev,noexec,subtype=secretfs,fsname=");
         options.push(escaped(self.source.as_os_str()));
         let others = others_allowed();
         if others {
-            options.push(",allow_other");
+            // Read-only, where others come: the kernel passes on to a writable mount what fuser cannot decode. Times before
+            // 1970 by more than a SystemTime holds, which any user may ask for with utimensat(2), end the server. Whoever
+            // mounts for himself alone could end it anyway.
+            options.push(",allow_other,ro");
         }
         let mut helper = Command::new("fusermount3");
         helper
@@ -203,13 +220,19 @@ impl Mountpoint {
         let ended = helper.wait_with_output().map_err(MountError::NoHelper)?;
         match device {
             Some(device) if ended.status.success() => {
-                if !others {
+                let writable = if others {
+                    unwatched("others may read this mount, so it is read-only");
+                    None
+                } else {
                     tracing::warn!(
                         "only you can read below {}: add user_allow_other to /etc/fuse.conf to let others in",
                         self.path.display()
                     );
-                }
-                Ok(device)
+                    self.top()
+                        .inspect_err(|why| unwatched(&why.to_string()))
+                        .ok()
+                };
+                Ok(Mounted { device, writable })
             }
             Some(_) | None => {
                 let said = String::from_utf8_lossy(&ended.stderr);
@@ -220,6 +243,16 @@ impl Mountpoint {
                 })
             }
         }
+    }
+
+    /// The top of the mount, as a place to work from.
+    fn top(&self) -> io::Result<OwnedFd> {
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        let top = File::options()
+            .read(true)
+            .custom_flags(flags)
+            .open(&self.path)?;
+        Ok(top.into())
     }
 
     /// The mounts of secretfs at this place, the topmost last.
@@ -296,6 +329,11 @@ impl Mountpoint {
             Err(io::Error::other("fusermount3 -u refused"))
         }
     }
+}
+
+/// Says that rotations work, and that no watcher hears of them.
+fn unwatched(why: &str) {
+    tracing::warn!("programs that watch secrets for changes (inotify) will not be woken: {why}");
 }
 
 /// Lets everyone go who waits for a server that answers no more. Only root and the mount's owner may, so it may fail.

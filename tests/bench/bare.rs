@@ -29,7 +29,7 @@ const ROOT: u64 = 1;
 /// Mounts on `folder` and serves until standard input ends.
 pub(crate) fn serve(folder: &Path, many: usize) {
     let mountpoint = Mountpoint::new(folder, Path::new("bare"));
-    let device = mountpoint.mount().expect("mounts");
+    let device = mountpoint.mount().expect("mounts").device;
     std::thread::spawn(move || {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         let _ = mountpoint.detach();

@@ -21,7 +21,9 @@ use secretfs::caller::Caller;
 use secretfs::clock::Clock;
 use secretfs::config::accounts::Listed;
 use secretfs::config::{Config, OnFailure};
-use secretfs::fs::{Catalogue, FsError, Ino, Kernel, Opened, Reply, Tree};
+use secretfs::fs::{
+    Catalogue, Change, FsError, Ino, Kernel, Opened, Renaming, Reply, Tree, Waiter,
+};
 use secretfs::secret::Name;
 use tokio::sync::oneshot;
 
@@ -38,28 +40,52 @@ pub struct World {
     pub clock: Clock,
     pub table: Arc<Table>,
     pub log: Log,
-    pub kernel: Arc<Names>,
+    pub kernel: Arc<Told>,
     pub access: Arc<Access>,
     pub cache: Arc<Cache>,
     pub tree: Arc<Tree>,
 }
 
-/// A kernel that only notes which names it has to look up again.
+/// A kernel that has no mount to rename in, and notes what it is told.
 #[derive(Debug, Default)]
-pub struct Names(Mutex<Vec<(Ino, String)>>);
+pub struct Told {
+    names: Mutex<Vec<String>>,
+    pages: Mutex<Vec<Ino>>,
+    woken: Mutex<Vec<Waiter>>,
+}
 
-impl Names {
-    #[allow(dead_code, reason = "each test uses its part")]
-    pub fn take(&self) -> Vec<String> {
-        let mut forgotten = self.0.lock().unwrap();
-        forgotten.drain(..).map(|(_, name)| name).collect()
+#[allow(dead_code, reason = "each test uses its part")]
+impl Told {
+    /// The names that have changed hands.
+    pub fn names(&self) -> Vec<String> {
+        std::mem::take(&mut self.names.lock().unwrap())
+    }
+
+    /// The inodes whose pages had to go.
+    pub fn pages(&self) -> Vec<Ino> {
+        std::mem::take(&mut self.pages.lock().unwrap())
+    }
+
+    /// Who was woken.
+    pub fn woken(&self) -> Vec<Waiter> {
+        std::mem::take(&mut self.woken.lock().unwrap())
     }
 }
 
-impl Kernel for Names {
-    fn forget_name(&self, parent: Ino, name: &Name, done: oneshot::Sender<()>) {
-        self.0.lock().unwrap().push((parent, name.to_string()));
-        let _ = done.send(());
+impl Kernel for Told {
+    fn rename(&self, mut renaming: Renaming) {
+        if renaming.settle() {
+            self.names.lock().unwrap().push(renaming.name.to_string());
+        }
+    }
+
+    fn drop_pages(&self, ino: Ino, done: oneshot::Sender<()>) {
+        self.pages.lock().unwrap().push(ino);
+        drop(done);
+    }
+
+    fn wake(&self, waiter: Waiter) {
+        self.woken.lock().unwrap().push(waiter);
     }
 }
 
@@ -119,8 +145,8 @@ impl World {
         let catalogue = Catalogue::new(&config, &Listed::default());
         let (shared, store) = (Arc::clone(&access), Arc::clone(&cache));
         let tree = Tree::new(catalogue, shared, store, clock.timestamp());
-        let kernel = Arc::new(Names::default());
-        tree.attach(Arc::<Names>::clone(&kernel));
+        let kernel = Arc::new(Told::default());
+        tree.attach(Arc::<Told>::clone(&kernel));
         Self {
             a,
             b,
@@ -229,6 +255,6 @@ impl World {
             _ => &self.b,
         };
         backend.put(&reference.path, value);
-        self.tree.changed(&reference).await;
+        self.tree.changed([&reference], Change::Written).await;
     }
 }

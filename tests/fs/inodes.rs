@@ -93,7 +93,7 @@ async fn what_an_overtaken_fetch_brings_takes_nothing_from_a_newer_value() {
     // As an invalidation does that names nothing the tree knows.
     world.cache.invalidate(&"a:app/cached".parse().unwrap());
     let newer = world.open(1, ino).await.unwrap();
-    world.kernel.take();
+    world.kernel.names();
     world.a.let_go(0);
     let late = late.await.unwrap().unwrap();
     assert!(late.direct && !newer.direct);
@@ -103,7 +103,7 @@ async fn what_an_overtaken_fetch_brings_takes_nothing_from_a_newer_value() {
     assert_eq!(page(newer).unwrap(), "the newer one");
     assert_eq!(world.size(9, ino).await, 13);
     assert_eq!(world.ino("app/cached").await, ino);
-    assert!(world.kernel.take().is_empty());
+    assert!(world.kernel.names().is_empty());
 }
 
 #[tokio::test]
@@ -146,7 +146,9 @@ async fn ten_thousand_rotations_leave_nothing_behind() {
     assert_eq!(unique.len(), 10_000);
     assert!(unique.is_sorted(), "no number is used twice");
     let after = world.tree.figures();
-    assert!(after.inodes <= before.inodes + 2, "{after:?}");
-    assert_eq!((after.handles, after.cache.values), (0, 0));
+    // The folder, the secret, and another one that comes from the same place.
+    assert!(after.inodes <= before.inodes + 3, "{after:?}");
+    // The last one was fetched again, because it is in use.
+    assert_eq!((after.handles, after.cache.values), (0, 1));
     assert_eq!(after.cache.flights, 0);
 }

@@ -19,6 +19,7 @@ mod world;
 
 mod attributes;
 mod inodes;
+mod live;
 mod names;
 mod opening;
 mod reading;

@@ -97,7 +97,8 @@ async fn a_name_that_cannot_be_is_not_there() {
     let table = [
         (Ino::ROOT, "none", FsError::Absent),
         (app, "none", FsError::Absent),
-        (app, ".fresh", FsError::Absent),
+        (app, ".next-7", FsError::Absent),
+        (app, ".hidden", FsError::Absent),
         (app, "..", FsError::Absent),
         (app, "a/b", FsError::Absent),
         (app, "", FsError::Absent),

@@ -193,7 +193,7 @@ async fn a_change_is_seen_by_every_open_after_it() {
     ] {
         world.cat(1, path).await.unwrap();
         let old = world.ino(path).await;
-        world.kernel.take();
+        world.kernel.names();
         let held = world.open(1, old).await.unwrap();
         let before = world.read(1, held).unwrap();
         let value = format!("{before}, and more");
@@ -202,7 +202,7 @@ async fn a_change_is_seen_by_every_open_after_it() {
         assert!(
             world
                 .kernel
-                .take()
+                .names()
                 .iter()
                 .any(|forgotten| forgotten == name),
             "{path}"

@@ -110,7 +110,7 @@ async fn pages_are_kept_only_of_the_very_same_generation() {
     world.later(61);
     let found_out = world.open(1, ino).await.unwrap();
     assert!(found_out.direct && !found_out.keep_pages);
-    assert_eq!(world.kernel.take().last().unwrap(), "cached");
+    assert_eq!(world.kernel.names().last().unwrap(), "cached");
     assert_ne!(world.ino("app/cached").await, ino);
 }
 

@@ -496,7 +496,9 @@ fn the_server_holds_the_descriptors_that_it_needs_and_no_others() {
     ];
     let root = daemon.at("");
     for kind in before.keys() {
-        let known = allowed.iter().any(|known| kind.starts_with(known))
+        // The mount that it renames in stands nowhere in the tree, and so is called by its top.
+        let known = kind == "/"
+            || allowed.iter().any(|known| kind.starts_with(known))
             || Path::new(kind).starts_with(&root)
             || kind.contains("secretmem")
             || kind.contains("memfd");

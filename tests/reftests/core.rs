@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use secretfs::backend::Reference;
-use secretfs::fs::{FsError, Ino, Opened};
+use secretfs::fs::{Change, FsError, Ino, Opened};
 use tokio::runtime::Runtime;
 
 use crate::callers::caller;
@@ -45,10 +45,11 @@ impl Core {
         }
     }
 
-    fn changed(&mut self, place: &'static str, announced: bool) {
+    fn changed(&mut self, place: &'static str, announced: bool, change: Change) {
         if announced || place.starts_with('b') {
             let reference: Reference = place.parse().unwrap();
-            self.runtime.block_on(self.world.tree.changed(&reference));
+            self.runtime
+                .block_on(async { self.world.tree.changed([&reference], change).await });
         }
     }
 
@@ -138,13 +139,13 @@ impl Core {
                 let versions = self.before.entry(place).or_default();
                 let version = versions.iter().map(|(_, version)| *version).max();
                 versions.push((value.clone(), version.unwrap_or(0) + 1));
-                self.changed(place, *announced);
+                self.changed(place, *announced, Change::Written);
             }
             Op::Remove { place, announced } => {
                 let (backend, path) = place.split_once(':').unwrap();
                 let backend = backend.chars().next().unwrap();
                 self.backend(backend).remove(path);
-                self.changed(place, *announced);
+                self.changed(place, *announced, Change::Perhaps);
             }
             Op::Rollback { place, announced } => {
                 let (backend, path) = place.split_once(':').unwrap();
@@ -154,7 +155,7 @@ impl Core {
                     let before = before.clone();
                     self.backend(backend).put_version(path, &before.0, before.1);
                     self.before.entry(place).or_default().push(before);
-                    self.changed(place, *announced);
+                    self.changed(place, *announced, Change::Written);
                 }
             }
             Op::Weather { backend, weather } => self.backend(*backend).weather(*weather),
@@ -172,9 +173,10 @@ impl System for Core {
 
     fn act(&mut self, op: &Op) -> Answer {
         let seen = self.attempt(op).map_err(FsError::errno);
-        // A flight ends a moment after those who waited for it; who joins it meanwhile is too late with it.
+        // A flight ends a moment after those who waited for it; who joins it meanwhile is too late with it. What a change
+        // sets off goes on for as long as a backend may take.
         self.runtime
-            .block_on(async { tokio::time::sleep(Duration::from_secs(1)).await });
+            .block_on(async { tokio::time::sleep(Duration::from_secs(10)).await });
         seen
     }
 

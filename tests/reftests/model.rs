@@ -19,7 +19,11 @@ pub struct Model {
     generations: HashMap<&'static str, (&'static str, u64, usize)>,
     numbers: usize,
     nodes: Vec<Node>,
+    /// For each secret that its inodes share: the newest generation that anybody was given, 0 before.
+    newest: Vec<usize>,
     current: HashMap<&'static str, usize>,
+    /// The services whose folders the kernel holds, so that somebody may watch them.
+    watched: BTreeSet<String>,
     handles: Vec<Handle>,
     pins: Vec<usize>,
     reads: usize,
@@ -48,6 +52,7 @@ struct Cached {
 
 struct Node {
     path: &'static str,
+    secret: usize,
     size: u64,
     shown: Option<usize>,
 }
@@ -108,6 +113,22 @@ fn places_of(path: &'static str) -> Vec<&'static str> {
     }
 }
 
+/// Every secret that there can be.
+const SECRETS: [&str; 7] = [
+    "app/k1",
+    "app/alias",
+    "app/k2",
+    "app/either",
+    "web/k1",
+    "web/second",
+    "free/k1",
+];
+
+/// True if the config itself names it.
+fn is_bound(path: &str) -> bool {
+    matches!(path, "app/either" | "app/alias")
+}
+
 fn stale_of(path: &str) -> u64 {
     match path {
         "app/alias" => 0,
@@ -133,7 +154,9 @@ impl Model {
             generations: HashMap::new(),
             numbers: 0,
             nodes: Vec::new(),
+            newest: Vec::new(),
             current: HashMap::new(),
+            watched: BTreeSet::new(),
             handles: Vec::new(),
             pins: Vec::new(),
             reads: 0,
@@ -311,7 +334,7 @@ impl Model {
         Err(No::Absent)
     }
 
-    fn changed(&mut self, place: &'static str, announced: bool) {
+    fn changed(&mut self, place: &'static str, announced: bool, written: bool) {
         if !announced && self.backend_of(place) == 'a' {
             return;
         }
@@ -319,13 +342,81 @@ impl Model {
         self.lists.retain(|(backend, _), _| *backend != changed);
         let shows = |path: &&'static str| places_of(path).contains(&place);
         self.values.retain(|path, _| !shows(path));
-        self.current.retain(|path, _| !shows(path));
+        for path in SECRETS.into_iter().filter(shows) {
+            self.follow(path, written);
+        }
+    }
+
+    /// What the daemon does of itself when a value has changed.
+    fn follow(&mut self, path: &'static str, written: bool) {
+        let secret = self.current.get(path).map(|node| self.nodes[*node].secret);
+        match secret.filter(|secret| self.newest[*secret] > 0) {
+            Some(secret) => match self.fetch(path) {
+                Ok(given) if given.generation.number <= self.newest[secret] => {}
+                Ok(given) => self.replace(path, Some(&given.generation)),
+                Err(No::Absent) => {
+                    self.numbers += 1;
+                    self.newest[secret] = self.numbers;
+                    self.remove(path);
+                }
+                Err(_) => self.replace(path, None),
+            },
+            None if !self.watched.contains(split(path).0) => {}
+            None if written || self.exists(path) => self.replace(path, None),
+            None => self.remove(path),
+        }
+    }
+
+    fn exists(&mut self, path: &'static str) -> bool {
+        let (service, name) = split(path);
+        is_bound(path)
+            || self
+                .list(self.folder_of(service), service)
+                .map_or(true, |names| names.iter().any(|known| known == name))
+    }
+
+    /// The name leads to another inode from now on.
+    fn replace(&mut self, path: &'static str, generation: Option<&Generation>) {
+        let before = self.current.get(path).map(|node| self.nodes[*node].secret);
+        let secret = before.unwrap_or_else(|| {
+            self.newest.push(0);
+            self.newest.len() - 1
+        });
+        if let Some(generation) = generation {
+            self.newest[secret] = self.newest[secret].max(generation.number);
+        }
+        self.current.insert(path, self.nodes.len());
+        self.nodes.push(Node {
+            path,
+            secret,
+            size: generation.map_or(0, length),
+            shown: generation.map(|generation| generation.number),
+        });
+    }
+
+    fn remove(&mut self, path: &'static str) {
+        if is_bound(path) {
+            self.replace(path, None);
+        } else {
+            self.current.remove(path);
+        }
+    }
+
+    /// Somebody was given this generation through this inode.
+    fn noticed(&mut self, node: usize, generation: &Generation) {
+        let Node { path, secret, .. } = self.nodes[node];
+        let before = self.newest[secret];
+        self.newest[secret] = before.max(generation.number);
+        if before != 0 && before < generation.number {
+            self.replace(path, Some(generation));
+        }
     }
 
     // Tree.
 
     fn look_up_service(&mut self, uid: u32, service: &str) -> Result<(), i32> {
         if matches!(service, "app" | "web") {
+            self.watched.insert(service.to_owned());
             return Ok(());
         }
         if uid != 0 && !self.in_service(uid, service) {
@@ -333,6 +424,9 @@ impl Model {
         }
         let folders = self.list('b', "").map_err(No::errno)?;
         let known = folders.iter().any(|folder| folder == service);
+        if known {
+            self.watched.insert(service.to_owned());
+        }
         known.then_some(()).ok_or(libc::ENOENT)
     }
 
@@ -342,7 +436,7 @@ impl Model {
         if uid != 0 && !self.in_service(uid, service) {
             return Err(libc::EACCES);
         }
-        if !matches!(path, "app/either" | "app/alias") {
+        if !is_bound(path) {
             let names = self
                 .list(self.folder_of(service), service)
                 .map_err(No::errno)?;
@@ -350,16 +444,10 @@ impl Model {
                 return Err(libc::ENOENT);
             }
         }
-        let next = self.nodes.len();
-        let node = *self.current.entry(path).or_insert(next);
-        if node == next {
-            self.nodes.push(Node {
-                path,
-                size: 0,
-                shown: None,
-            });
+        if !self.current.contains_key(path) {
+            self.replace(path, None);
         }
-        Ok(node)
+        Ok(self.current[path])
     }
 
     fn list_for(&mut self, uid: u32, folder: &str) -> Result<Vec<String>, i32> {
@@ -391,7 +479,9 @@ impl Model {
     }
 
     fn stat(&mut self, uid: u32, node: usize) -> Answer {
-        let Node { path, size, shown } = self.nodes[node];
+        let Node {
+            path, size, shown, ..
+        } = self.nodes[node];
         if shown.is_some() || !self.may_read(uid, path) {
             return Ok(Seen::Size(size));
         }
@@ -405,10 +495,11 @@ impl Model {
                         if given.stale { "stale" } else { "allowed" },
                     );
                 }
-                let node = &mut self.nodes[node];
-                node.size = length(&given.generation);
-                node.shown = Some(given.generation.number);
-                Ok(Seen::Size(node.size))
+                let size = length(&given.generation);
+                self.nodes[node].size = size;
+                self.nodes[node].shown = Some(given.generation.number);
+                self.noticed(node, &given.generation);
+                Ok(Seen::Size(size))
             }
             Err(no) => {
                 self.note(uid, "stat", path, no.outcome());
@@ -446,11 +537,8 @@ impl Model {
         let inode = &mut self.nodes[node];
         let occupied = paged && length > inode.size;
         let another = inode.shown.is_some_and(|shown| shown != generation.number);
-        // Its name leads to another inode from now on.
-        if (another || occupied) && is_current {
-            self.current.remove(path);
-        }
         if occupied {
+            self.noticed(node, &generation);
             return Err(libc::ESTALE);
         }
         inode.size = if older {
@@ -459,6 +547,7 @@ impl Model {
             length
         };
         inode.shown = Some(generation.number);
+        self.noticed(node, &generation);
         let checked = path != "web/k1" || !self.policy.cached;
         self.handles.push(Handle {
             node,
@@ -553,11 +642,11 @@ impl System for Model {
                 found.last += 1;
                 found.versions.push((value.clone(), found.last));
                 found.exists = true;
-                self.changed(place, *announced);
+                self.changed(place, *announced, true);
             }
             Op::Remove { place, announced } => {
                 self.places.entry(place).or_default().exists = false;
-                self.changed(place, *announced);
+                self.changed(place, *announced, false);
             }
             Op::Rollback { place, announced } => {
                 let found = self.places.entry(place).or_default();
@@ -565,7 +654,7 @@ impl System for Model {
                     let before = before.clone();
                     found.versions.push(before);
                     found.exists = true;
-                    self.changed(place, *announced);
+                    self.changed(place, *announced, true);
                 }
             }
             Op::Weather { backend, weather } => {

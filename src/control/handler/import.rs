@@ -5,6 +5,7 @@ use crate::audit::Outcome;
 use crate::backend::store::NewValue;
 use crate::control::answers::Touched;
 use crate::control::{Answer, Failure, batch};
+use crate::fs::Change;
 use crate::secret::{Name, SecretBytes, SecretPath};
 
 impl Job<'_> {
@@ -50,9 +51,11 @@ impl Job<'_> {
             .store
             .put_all(&new, &mut |done, total| self.progress(done, total));
         // What failed late may have changed something all the same.
-        for place in &places {
-            self.changed(&place.reference);
-        }
+        let change = match put {
+            Ok(_) => Change::Written,
+            Err(_) => Change::Perhaps,
+        };
+        self.changed(places.iter().map(|place| &place.reference), change);
         let versions = match put {
             Ok(versions) => versions,
             Err(error) => {

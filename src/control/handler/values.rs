@@ -10,7 +10,7 @@ use crate::audit::Outcome;
 use crate::backend::{self, BackendError, Fetched, Reference, Version};
 use crate::control::answers::{Kept, Listed, Removed, Touched};
 use crate::control::{Answer, Failure, Kind};
-use crate::fs::outcome;
+use crate::fs::{Change, outcome};
 use crate::secret::{Name, SecretBytes, SecretPath};
 
 /// How long a backend may take for a version that is not the newest.
@@ -49,7 +49,7 @@ impl Job<'_> {
         };
         match act(&place) {
             Ok(version) => {
-                self.changed(&place.reference);
+                self.changed([&place.reference], Change::Written);
                 settle(mandate, Outcome::Allowed, Some(version.clone()))?;
                 answer(&Touched {
                     path: path.clone(),
@@ -59,7 +59,7 @@ impl Job<'_> {
             }
             Err(error) => {
                 // What failed late may have changed something all the same.
-                self.changed(&place.reference);
+                self.changed([&place.reference], Change::Perhaps);
                 Err(failed(mandate, &error))
             }
         }
@@ -79,7 +79,7 @@ impl Job<'_> {
             }
         };
         let removed = place.store.remove(&place.place, version.as_ref());
-        self.changed(&place.reference);
+        self.changed([&place.reference], Change::Perhaps);
         match removed {
             Ok(()) => {
                 settle(mandate, Outcome::Allowed, version.clone())?;

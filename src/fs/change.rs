@@ -1,0 +1,287 @@
+//! What happens to the tree: values that change, names that change hands, handles that are taken away.
+//!
+//! A new generation gets an inode of its own, which the kernel renames over the old one at our request, so that whoever
+//! watches hears of it. Everything here is safe without that rename: an open asks for the current value whatever inode
+//! it comes by. Who waits for the kernel waits for [`KERNEL_DEADLINE`] at most.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt, join_all};
+use tokio::sync::oneshot;
+
+use crate::access::Recheck;
+use crate::backend::{BackendError, Reference};
+use crate::cache::Generation;
+use crate::config::Reads;
+use crate::fs::inodes::Pending;
+use crate::fs::node::{Secret, SecretNode, View};
+use crate::fs::{Attr, FsError, Ino, Node, Renaming, Reply, Tree};
+use crate::secret::{Name, SecretPath};
+
+/// How long a change waits for the kernel to hear of it.
+const KERNEL_DEADLINE: Duration = Duration::from_secs(1);
+
+/// What is known of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// There is a value now.
+    Written,
+    /// Something happened: there may be another value, none, or the same as before.
+    Perhaps,
+}
+
+impl Tree {
+    /// The values at these references have changed. At once, every following open sees the new ones; when the future
+    /// ends, whoever watches has heard of it, unless the kernel took longer than [`KERNEL_DEADLINE`].
+    pub fn changed<'a>(
+        self: &Arc<Self>,
+        references: impl IntoIterator<Item = &'a Reference>,
+        change: Change,
+    ) -> BoxFuture<'static, ()> {
+        let catalogue = self.catalogue.load();
+        let mut paths = Vec::new();
+        for reference in references {
+            self.cache.invalidate(reference);
+            // Each that may show it, not only those that have: one may be on its way.
+            paths.extend(catalogue.paths_from(reference));
+        }
+        self.follow(paths, change)
+    }
+
+    /// The same for everything that was ever fetched.
+    pub fn invalidate_all(self: &Arc<Self>) -> BoxFuture<'static, ()> {
+        self.cache.invalidate_all();
+        self.follow(self.inodes.known(), Change::Perhaps)
+    }
+
+    fn follow(self: &Arc<Self>, paths: Vec<SecretPath>, change: Change) -> BoxFuture<'static, ()> {
+        let tree = Arc::clone(self);
+        let each = paths.into_iter().map(move |path| {
+            let tree = Arc::clone(&tree);
+            async move { tree.follow_one(&path, change).await }
+        });
+        async move {
+            // In a task of its own: it goes on when nobody waits for it any more.
+            let work = tokio::spawn(join_all(each));
+            if tokio::time::timeout(KERNEL_DEADLINE, work).await.is_err() {
+                tracing::warn!("the kernel did not take a change of names in time; opens see the new values all the same");
+            }
+        }
+        .boxed()
+    }
+
+    async fn follow_one(self: &Arc<Self>, path: &SecretPath, change: Change) {
+        let current = self.inodes.current(path);
+        let used = current.filter(|node| node.secret.is_in_use());
+        let made = match used {
+            // Its values are not to come back into memory.
+            Some(_) if self.access.is_revoked(path) => self.rotate(path, None),
+            Some(node) => match self.newest(path).await {
+                Ok(generation) if !node.secret.notice(generation.number) => return,
+                Ok(generation) => {
+                    self.wake(&node.secret);
+                    self.rotate(path, Some(&generation))
+                }
+                Err(BackendError::Absent(_)) => {
+                    node.secret.notice(self.cache.next_number());
+                    self.wake(&node.secret);
+                    self.remove(path)
+                }
+                // Whoever opens it next finds out.
+                Err(_) => self.rotate(path, None),
+            },
+            // Where the kernel does not hold the folder, nobody watches it.
+            None if !self.inodes.is_watchable(&path.service) => return,
+            None if change == Change::Written || self.exists(path).await => self.rotate(path, None),
+            None => self.remove(path),
+        };
+        if let Some(made) = made {
+            let _ = made.await;
+        }
+    }
+
+    /// The value that is current now, for nobody: so that its new inode has its size.
+    async fn newest(&self, path: &SecretPath) -> Result<Arc<Generation>, BackendError> {
+        let binding = self.catalogue.load().binding(path);
+        let binding = binding.ok_or_else(|| BackendError::Absent(path.to_string()))?;
+        let served = self.cache.get(path, &binding).wait().await?;
+        Ok(served.generation)
+    }
+
+    /// Whether there is a secret of this name, as far as can be found out.
+    async fn exists(&self, path: &SecretPath) -> bool {
+        let catalogue = self.catalogue.load_full();
+        if catalogue.is_bound(path) {
+            return true;
+        }
+        let Some(folder) = catalogue.folder(&path.service) else {
+            return false;
+        };
+        let names = self.cache.names(&folder.backend, &folder.folder);
+        let names = names.wait().await;
+        names.map_or(true, |names| names.binary_search(&path.name).is_ok())
+    }
+
+    /// Has a new inode renamed over the current one. `None` if that is under way already.
+    pub(super) fn rotate(
+        self: &Arc<Self>,
+        path: &SecretPath,
+        generation: Option<&Generation>,
+    ) -> Option<oneshot::Receiver<()>> {
+        let pending = self.inodes.begin(path, true)?;
+        if let (Some(node), Some(generation)) = (&pending.replacement, generation) {
+            node.show(generation);
+            node.secret.notice(generation.number);
+        }
+        Some(self.rename(path, pending))
+    }
+
+    /// Has the name unlinked or, where the config itself names it, lead to a new inode.
+    fn remove(self: &Arc<Self>, path: &SecretPath) -> Option<oneshot::Receiver<()>> {
+        if self.catalogue.load().is_bound(path) {
+            return self.rotate(path, None);
+        }
+        let pending = self.inodes.begin(path, false)?;
+        Some(self.rename(path, pending))
+    }
+
+    fn rename(self: &Arc<Self>, path: &SecretPath, pending: Pending) -> oneshot::Receiver<()> {
+        let (done, made) = oneshot::channel();
+        let (tree, subject, number) = (Arc::clone(self), path.clone(), pending.number);
+        let settle = move || {
+            let wanted = |pending: &Pending| pending.number == number;
+            tree.inodes.commit(&subject, wanted)
+        };
+        let mut renaming = Renaming {
+            service: path.service.clone(),
+            folder: self.inodes.service(&path.service),
+            from: pending.hidden(),
+            name: path.name.clone(),
+            settle: Some(Box::new(settle)),
+            _done: done,
+        };
+        match self.kernel.get() {
+            Some(kernel) => kernel.rename(renaming),
+            None => {
+                renaming.settle();
+            }
+        }
+        made
+    }
+
+    /// A look-up by the thread that renames: it finds the new inode under its hidden name and, under the name itself,
+    /// what the kernel has there and nothing newer.
+    ///
+    /// # Errors
+    /// [`FsError::Absent`]
+    pub fn own_lookup(&self, parent: Ino, name: &str) -> Reply<Attr> {
+        match self.inodes.get(parent) {
+            Some(Node::Root) => {
+                let service: Name = name.parse().map_err(|_| FsError::Absent)?;
+                Ok(self.directory(self.inodes.service(&service)))
+            }
+            Some(Node::Service(service)) => {
+                let node = match name.parse() {
+                    Ok(name) => self.inodes.held(&SecretPath { service, name }),
+                    Err(_) => self.inodes.replacement(&service, name),
+                };
+                node.map(|node| self.file(&node)).ok_or(FsError::Absent)
+            }
+            Some(Node::Hidden(..) | Node::Secret(_)) | None => Err(FsError::Absent),
+        }
+    }
+
+    /// The rename that the kernel was asked for: from here on the name leads to the new inode.
+    ///
+    /// # Errors
+    /// [`FsError::ReadOnly`] for any other.
+    pub fn own_rename(&self, parent: Ino, from: &str, to: &str) -> Reply<()> {
+        self.own_change(parent, to, |pending| {
+            pending.hidden().as_deref() == Some(from)
+        })
+    }
+
+    /// The same for an unlink.
+    ///
+    /// # Errors
+    /// [`FsError::ReadOnly`] for any other.
+    pub fn own_unlink(&self, parent: Ino, name: &str) -> Reply<()> {
+        self.own_change(parent, name, |pending| pending.replacement.is_none())
+    }
+
+    fn own_change(&self, parent: Ino, name: &str, wanted: impl Fn(&Pending) -> bool) -> Reply<()> {
+        let (Some(Node::Service(service)), Ok(name)) = (self.inodes.get(parent), name.parse())
+        else {
+            return Err(FsError::ReadOnly);
+        };
+        let path = SecretPath { service, name };
+        let made = self.inodes.commit(&path, wanted);
+        made.then_some(()).ok_or(FsError::ReadOnly)
+    }
+
+    /// Wakes who polls a handle of this secret.
+    pub(super) fn wake(&self, secret: &Secret) {
+        let waiters = secret.wake();
+        if let Some(kernel) = self.kernel.get() {
+            waiters.into_iter().for_each(|waiter| kernel.wake(waiter));
+        }
+    }
+
+    /// Checks every open handle again, after rules or revocations have changed: what may not be read any more is taken
+    /// away. When the future ends the kernel has dropped its pages too, or had [`KERNEL_DEADLINE`] for it.
+    pub fn enforce(self: &Arc<Self>) -> BoxFuture<'static, ()> {
+        let mut drop_pages: HashMap<Ino, Arc<SecretNode>> = HashMap::new();
+        let mut barred: HashMap<Ino, Arc<SecretNode>> = HashMap::new();
+        for (fh, file) in self.handles.files() {
+            let node = &file.pin.node;
+            let version = &file.generation.version;
+            let still = self.access.recheck(&file.opener, &node.path, version);
+            let taken = match (still, file.reads) {
+                (Recheck::Allowed, _) => continue,
+                (Recheck::Revoked, _) | (Recheck::Unsure, Reads::Cached) => true,
+                // Who reads is asked at each read, with everything that is true of it then.
+                (Recheck::Unsure, Reads::Checked) => false,
+            };
+            drop_pages.insert(node.ino, Arc::clone(node));
+            if taken {
+                self.handles.take(fh);
+                node.bar();
+                self.wake(&node.secret);
+                barred.insert(node.ino, Arc::clone(node));
+            }
+        }
+        // What nobody has open may still lie in the page cache.
+        let cached = self.inodes.files().into_iter();
+        let cached = cached.filter(|node| node.drop_pages());
+        drop_pages.extend(cached.map(|node| (node.ino, node)));
+        let mut waits: Vec<oneshot::Receiver<()>> = Vec::new();
+        if let Some(kernel) = self.kernel.get() {
+            for ino in drop_pages.into_keys() {
+                let (done, dropped) = oneshot::channel();
+                kernel.drop_pages(ino, done);
+                waits.push(dropped);
+            }
+        }
+        // Whoever may still read it gets an inode that nobody else holds.
+        let current = barred
+            .into_values()
+            .filter(|node| node.view == View::Current && !node.is_superseded());
+        let renamed: Vec<_> = current
+            .filter_map(|node| self.rotate(&node.path, None))
+            .collect();
+        waits.extend(renamed);
+        async move {
+            if tokio::time::timeout(KERNEL_DEADLINE, join_all(waits))
+                .await
+                .is_err()
+            {
+                tracing::warn!(
+                    "the kernel did not drop all pages in time; reads are refused all the same"
+                );
+            }
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,259 @@
+//! Open files: opened, read, polled, closed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::access::{Denied, Permit, Recheck};
+use crate::audit::Outcome;
+use crate::backend::BackendError;
+use crate::cache::{Answer, Fetch, Generation, Served};
+use crate::caller::Caller;
+use crate::config::Reads;
+use crate::fs::handles::{Held, OpenFile, Pin};
+use crate::fs::inodes::Node;
+use crate::fs::node::{Occupied, SecretNode, View};
+use crate::fs::{Fh, FsError, Ino, Opened, Readiness, Reply, Tell, Tree, Waiter};
+
+/// How long an open waits for the readers of an older value to be done with an inode that two cannot share.
+const OCCUPIED: Duration = Duration::from_millis(200);
+
+impl Tree {
+    /// Opens a secret for reading; `writing` if the flags ask for more than that.
+    pub fn open(
+        self: &Arc<Self>,
+        caller: Caller,
+        ino: Ino,
+        writing: bool,
+    ) -> Answer<Reply<Opened>> {
+        let node = match self.inodes.get(ino) {
+            Some(Node::Root | Node::Service(_) | Node::Hidden(..)) => {
+                return Answer::Ready(Err(FsError::IsDirectory));
+            }
+            Some(Node::Secret(node)) => node,
+            None => return Answer::Ready(Err(FsError::Superseded)),
+        };
+        if writing {
+            return Answer::Ready(Err(FsError::ReadOnly));
+        }
+        let permit = match self.ask(caller, &node) {
+            Ok(permit) => permit,
+            Err(_) => return Answer::Ready(Err(FsError::Denied)),
+        };
+        let tree = Arc::clone(self);
+        self.fetch_view(&permit, &node).then(move |fetch| {
+            let served = match &fetch {
+                Ok(served) => Arc::clone(&served.generation),
+                Err(error) => {
+                    let reply = Err(FsError::from(error));
+                    settle(permit, &fetch);
+                    return Answer::Ready(reply);
+                }
+            };
+            // Also a revocation that came while the value was fetched.
+            if let Err(denied) = tree.access.give(&permit, &served.version) {
+                permit.revoked(&denied, Some(served.version.clone()));
+                return Answer::Ready(Err(FsError::Denied));
+            }
+            match tree.opened(&node, &served, permit.opener()) {
+                Err(FsError::Superseded) => {}
+                reply => {
+                    settle(permit, &fetch);
+                    return Answer::Ready(reply);
+                }
+            }
+            // Most who read through the page cache are done in a moment.
+            Answer::Pending(Box::pin(async move {
+                let _ = tokio::time::timeout(OCCUPIED, node.vacated(&served)).await;
+                let reply = tree.opened(&node, &served, permit.opener());
+                match reply {
+                    // Nothing was given. Who came by path comes again at once, to the new inode.
+                    Err(FsError::Superseded) => permit.waive(),
+                    Ok(_) | Err(_) => settle(permit, &fetch),
+                }
+                reply
+            }))
+        })
+    }
+
+    /// May `caller` open what stands here?
+    fn ask(&self, caller: Caller, node: &SecretNode) -> Result<Permit, Denied> {
+        let path = &node.path;
+        match &node.view {
+            View::Current => self.access.open(caller, path, "open"),
+            View::Fresh => self.access.fresh(caller, path),
+            View::Previous => self.access.open(caller, path, "open-previous"),
+            View::Version(_) => self.access.open(caller, path, "open-version"),
+        }
+    }
+
+    fn fetch_view(&self, permit: &Permit, node: &SecretNode) -> Answer<Fetch> {
+        let binding = node.binding(&self.catalogue.load());
+        let Some(binding) = binding else {
+            return self.fetch_from(permit, None);
+        };
+        match &node.view {
+            View::Current => self.cache.get(permit.path(), &binding),
+            View::Fresh => self.cache.refresh(permit.path(), &binding),
+            View::Previous => self.cache.previous(permit.path(), &binding),
+            View::Version(version) => self.cache.version(permit.path(), &binding, version),
+        }
+    }
+
+    fn opened(
+        self: &Arc<Self>,
+        node: &Arc<SecretNode>,
+        generation: &Arc<Generation>,
+        opener: &Caller,
+    ) -> Reply<Opened> {
+        let reads = self.catalogue.load().look(&node.path).reads;
+        let pinned = node.pin(generation, reads == Reads::Cached);
+        self.noticed(node, generation);
+        let pinned = pinned.map_err(|Occupied| FsError::Superseded)?;
+        let pin = Arc::new(Pin {
+            node: Arc::clone(node),
+            number: generation.number,
+        });
+        let fh = self.handles.add_file(OpenFile {
+            pin,
+            generation: Arc::clone(generation),
+            reads,
+            opener: opener.clone(),
+            superseding: pinned.superseding,
+        });
+        // Nobody is asked at a read of this one, so rules that changed since the permit was given must not miss it: either
+        // whoever enforces them has seen the handle by now, or we see the rules.
+        let version = &generation.version;
+        if reads == Reads::Cached
+            && self.access.recheck(opener, &node.path, version) != Recheck::Allowed
+        {
+            self.handles.remove(fh);
+            return Err(FsError::Denied);
+        }
+        Ok(Opened {
+            fh,
+            direct: pinned.direct,
+            keep_pages: pinned.keep_pages,
+            tell: pinned.tell,
+        })
+    }
+
+    /// Somebody was given this generation. If it is news, whoever watches hears of it.
+    pub(super) fn noticed(self: &Arc<Self>, node: &SecretNode, generation: &Generation) {
+        if node.view.follows() && node.secret.notice(generation.number) {
+            self.wake(&node.secret);
+            // Nobody waits for this: whoever found it out has its value, or comes again.
+            drop(self.rotate(&node.path, Some(generation)));
+        }
+    }
+
+    /// Reads from an open secret and passes the bytes to `give`. `paged` if the read is the page cache's own, for a
+    /// mapping or a splice.
+    ///
+    /// # Errors
+    /// [`FsError::Denied`] if the reader may not (any more), or the handle was taken away; [`FsError::Mixed`] rather than
+    /// a page of another generation; [`FsError::Superseded`] for a page that somebody could see whose handle was taken.
+    pub fn read<T>(
+        &self,
+        caller: Caller,
+        fh: Fh,
+        offset: u64,
+        size: u32,
+        paged: bool,
+        give: impl FnOnce(&[u8]) -> T,
+    ) -> Reply<T> {
+        let file = match self.handles.file(fh).ok_or(FsError::BadHandle)? {
+            Held::File(file) => file,
+            Held::Taken(pin) => {
+                self.access.refuse_taken(caller, &pin.node.path);
+                return Err(FsError::Denied);
+            }
+        };
+        let node = &file.pin.node;
+        if file.reads == Reads::Checked {
+            self.access
+                .read(caller, &node.path, &file.generation.version)
+                .map_err(|_| FsError::Denied)?;
+        }
+        if paged {
+            if node.is_barred() {
+                return Err(FsError::Superseded);
+            }
+            if file.superseding && node.is_shared_with_another_generation(file.pin.number) {
+                return Err(FsError::Mixed);
+            }
+        }
+        let bytes = file.generation.value.expose();
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
+        let end = start
+            .saturating_add(usize::try_from(size).unwrap_or(usize::MAX))
+            .min(bytes.len());
+        Ok(give(bytes.get(start..end).unwrap_or_default()))
+    }
+
+    /// How an open file is. If that changes, `waiter` is woken.
+    ///
+    /// # Errors
+    /// [`FsError::BadHandle`]
+    pub fn poll(&self, fh: Fh, waiter: Option<Waiter>) -> Reply<Readiness> {
+        let held = self.handles.file(fh).ok_or(FsError::BadHandle)?;
+        let Pin { node, number } = &**held.pin();
+        if let Some(waiter) = waiter {
+            // First, so that what happens meanwhile wakes it.
+            node.secret.wait(fh, waiter);
+        }
+        Ok(Readiness {
+            outdated: node.view.follows() && node.secret.outdates(*number),
+            taken: matches!(self.handles.file(fh), Some(Held::Taken(_))),
+        })
+    }
+
+    /// Closes a file or a directory.
+    pub fn release(&self, fh: Fh) {
+        self.handles.remove(fh);
+    }
+
+    /// Whether the kernel still has to be told what [`Opened::tell`] says. To be asked right before, by the one thread
+    /// that tells: a second byte stored at the end would spoil what a first reader has in the page cache by then.
+    #[must_use]
+    pub fn is_untold(&self, tell: Tell) -> bool {
+        match self.inodes.get(tell.ino) {
+            Some(Node::Secret(node)) => node.is_untold(tell),
+            Some(Node::Root | Node::Service(_) | Node::Hidden(..)) | None => false,
+        }
+    }
+
+    /// The kernel has been told what [`Opened::tell`] says.
+    pub fn told(&self, tell: Tell) {
+        if let Some(Node::Secret(node)) = self.inodes.get(tell.ino) {
+            node.told(tell.size);
+        }
+    }
+}
+
+/// Has the outcome of a fetch written down.
+pub(super) fn settle(permit: Permit, fetch: &Fetch) {
+    match fetch {
+        Ok(Served { generation, stale }) => {
+            let outcome = if *stale {
+                Outcome::Stale
+            } else {
+                Outcome::Allowed
+            };
+            permit.settle(outcome, Some(generation.version.clone()));
+        }
+        Err(error) => permit.settle(outcome(error), None),
+    }
+}
+
+/// How a backend's error stands in the audit log.
+#[must_use]
+pub fn outcome(error: &BackendError) -> Outcome {
+    match error {
+        BackendError::Absent(_) => Outcome::Absent,
+        BackendError::Refused(_) => Outcome::Refused,
+        BackendError::Unreachable(_) | BackendError::Timeout(_) => Outcome::Unreachable,
+        BackendError::Unusable(_) => Outcome::Error,
+    }
+}
