@@ -13,6 +13,7 @@ use crate::audit::{Audit, AuditError, Event, Outcome};
 use crate::backend::Version;
 use crate::caller::{Caller, CallerError, Evidence, Lookup};
 use crate::clock::Clock;
+use crate::events::{Events, What};
 use crate::policy::{Decision, Policy, Reason, RuleName};
 use crate::secret::{Name, SecretPath};
 use crate::sys::Uid;
@@ -38,6 +39,7 @@ pub struct Access {
     audit: Audit,
     full_detail: bool,
     clock: Clock,
+    events: Events,
 }
 
 impl Access {
@@ -59,7 +61,20 @@ impl Access {
             audit,
             full_detail,
             clock,
+            events: Events::default(),
         }
+    }
+
+    /// The same, telling of denials on this bus.
+    #[must_use]
+    pub fn with_events(self, events: Events) -> Self {
+        Self { events, ..self }
+    }
+
+    /// Where what happens is told.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.events
     }
 
     /// Puts another policy in force, for every access from now on.
@@ -193,6 +208,23 @@ impl Access {
             .is_ok()
     }
 
+    /// May `caller` change the secrets of any service at all, and so hear of them?
+    ///
+    /// # Errors
+    /// [`Denied`]
+    pub fn manage_any(&self, caller: Caller, action: &'static str) -> Result<Mandate, Denied> {
+        let account = self.decide(caller, action, None, Written::Now, Policy::check_manage_any)?;
+        Ok(Mandate {
+            account: Some(account),
+        })
+    }
+
+    /// The same question, not in the audit log.
+    #[must_use]
+    pub fn may_manage_any(&self, mut caller: Caller) -> bool {
+        self.ask(&mut caller, Policy::check_manage_any).is_ok()
+    }
+
     /// What the policy would say of `caller`, and why, also where the identity's word counts. Not an access, and not in
     /// the audit log.
     #[must_use]
@@ -304,6 +336,14 @@ impl Access {
             rule,
             started,
         };
+        self.events
+            .tell_denial(account.caller.uid, || What::Denied {
+                path: account.subject.clone(),
+                uid: account.caller.uid,
+                gid: account.caller.gid,
+                action: account.action,
+                rule: Arc::clone(&account.rule),
+            });
         let event = account.event(Outcome::Denied, None);
         match written {
             Written::Soon => self.audit.record(event),

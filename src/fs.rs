@@ -22,6 +22,7 @@ use crate::backend::{BackendError, Reference};
 use crate::cache::{Binding, Cache, Fetch, Generation, Served};
 use crate::caller::Caller;
 use crate::config::Reads;
+use crate::events::What;
 use crate::secret::{Name, SecretPath};
 use crate::sys::{Gid, Uid};
 
@@ -432,6 +433,7 @@ impl Tree {
         self.cache.invalidate(reference);
         // Each that may show it, not only those that have: one may be on its way.
         let mut paths = self.catalogue.load().paths_from(reference);
+        self.tell_rotated(&paths);
         paths.retain(|path| self.inodes.supersede_path(path));
         self.forget_names(paths)
     }
@@ -439,7 +441,19 @@ impl Tree {
     /// The same for everything that was ever fetched.
     pub fn invalidate_all(&self) -> BoxFuture<'static, ()> {
         self.cache.invalidate_all();
-        self.forget_names(self.inodes.supersede_all())
+        let paths = self.inodes.supersede_all();
+        self.tell_rotated(&paths);
+        self.forget_names(paths)
+    }
+
+    fn tell_rotated(&self, paths: &[SecretPath]) {
+        for path in paths {
+            self.access.events().tell(|| What::Rotated {
+                path: path.clone(),
+                generation: None,
+                version: None,
+            });
+        }
     }
 
     /// Checks every open handle again, after rules or revocations have changed: what may not be read any more is taken

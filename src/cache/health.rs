@@ -1,0 +1,48 @@
+//! Which backends could not be reached when they were last asked: only a change is worth a word.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+use crate::backend::BackendError;
+use crate::events::{Events, What};
+use crate::secret::Name;
+
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    down: Mutex<HashSet<Name>>,
+    pub(super) events: Events,
+}
+
+impl Health {
+    /// A backend has answered, or has not.
+    pub(super) fn heard<T>(&self, backend: &Name, answer: &Result<T, BackendError>) {
+        match answer {
+            Ok(_) | Err(BackendError::Absent(_) | BackendError::Refused(_)) => self.up(backend),
+            Err(error @ (BackendError::Unreachable(_) | BackendError::Timeout(_))) => {
+                self.down(backend, error);
+            }
+            // It answered with something, and not with what was asked for: neither the one nor the other.
+            Err(BackendError::Unusable(_)) => {}
+        }
+    }
+
+    pub(super) fn down(&self, backend: &Name, error: &BackendError) {
+        let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        // Told under the lock, which nobody waits for long: two words must not overtake each other.
+        if down.insert(backend.clone()) {
+            self.events.tell(|| What::BackendDown {
+                backend: backend.clone(),
+                why: error.to_string(),
+            });
+        }
+    }
+
+    fn up(&self, backend: &Name) {
+        let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        if down.remove(backend) {
+            self.events.tell(|| What::BackendUp {
+                backend: backend.clone(),
+            });
+        }
+    }
+}
