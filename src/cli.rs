@@ -15,6 +15,7 @@ pub mod args;
 mod copies;
 mod daemon;
 mod doctor;
+mod following;
 pub mod generate;
 pub mod import;
 mod init;
@@ -118,6 +119,12 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
             doctor::doctor(&place(file.as_deref())?, repair, output, &clock)
         }
         Command::Reload => daemon::reload(&mut session()?),
+        Command::Watch { paths } => following::watch(&mut session()?, paths),
+        Command::Wait {
+            path,
+            after,
+            timeout,
+        } => following::wait(&mut session()?, &path, after, timeout.as_deref()),
         Command::Audit {
             follow,
             secret,

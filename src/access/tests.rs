@@ -334,3 +334,42 @@ fn with_the_identity_in_hand_the_policy_is_only_explained() {
     };
     assert_eq!(event.rule.as_deref(), Some("identity"));
 }
+
+#[test]
+fn every_denial_that_is_written_down_is_told_and_nothing_else_is() {
+    let Bench { access, .. } = Bench::new();
+    let events = Events::default();
+    let mut heard = events.subscribe();
+    let access = access.with_events(events);
+    access.open(caller(1), &path(), "open").unwrap().waive();
+    assert!(access.peek(caller(9), &path(), "stat").is_none());
+    assert!(!access.may_manage(caller(9), None));
+    assert!(!access.may_manage_any(caller(9)));
+    drop(access.open(caller(9), &path(), "open").unwrap_err());
+    drop(access.read(caller(9), &path()).unwrap_err());
+    drop(access.command(caller(9), &path(), "get").unwrap_err());
+    drop(access.manage(caller(9), None, "reload", None).unwrap_err());
+    drop(access.manage_any(caller(9), "watch").unwrap_err());
+    for (wanted, shown) in [
+        ("open", Some("s/x")),
+        ("read", Some("s/x")),
+        ("get", Some("s/x")),
+        ("reload", None),
+        ("watch", None),
+    ] {
+        let event = heard.try_next().unwrap();
+        let What::Denied {
+            path,
+            uid,
+            action,
+            rule,
+            ..
+        } = &event.what
+        else {
+            panic!("{event:?}");
+        };
+        assert_eq!((*action, path.as_deref(), *uid), (wanted, shown, Uid(9)));
+        assert!(!rule.is_empty());
+    }
+    assert_eq!(heard.try_next(), None);
+}

@@ -46,3 +46,50 @@ impl Health {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_change_is_told_and_of_each_backend_its_own() {
+        let events = Events::default();
+        let mut heard = events.subscribe();
+        let health = Health {
+            events,
+            ..Health::default()
+        };
+        let (a, b): (Name, Name) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let why = || "gone".to_owned();
+        let fine: Result<(), BackendError> = Ok(());
+        health.heard(&a, &fine);
+        let bad = [
+            BackendError::Unreachable(why()),
+            BackendError::Timeout(why()),
+        ];
+        let good = [BackendError::Absent(why()), BackendError::Refused(why())];
+        for (error, answer) in bad.into_iter().zip(good) {
+            let text = error.to_string();
+            let down = |backend: &Name| What::BackendDown {
+                backend: backend.clone(),
+                why: text.clone(),
+            };
+            let up = |backend: &Name| What::BackendUp {
+                backend: backend.clone(),
+            };
+            for _ in 0..3 {
+                health.heard(&a, &Err::<(), _>(error.clone()));
+            }
+            health.heard(&a, &Err::<(), _>(BackendError::Unusable(why())));
+            health.heard(&b, &Err::<(), _>(error.clone()));
+            for _ in 0..3 {
+                health.heard(&a, &Err::<(), _>(answer.clone()));
+            }
+            health.heard(&b, &fine);
+            for expected in [down(&a), down(&b), up(&a), up(&b)] {
+                assert_eq!(heard.next().await.what, expected);
+            }
+        }
+        assert_eq!(heard.try_next(), None);
+    }
+}

@@ -72,12 +72,7 @@ pub(crate) fn unmount(session: &mut Session) -> Result<(), Failure> {
 }
 
 pub(crate) fn reload(session: &mut Session) -> Result<(), Failure> {
-    if !session.daemon()? {
-        return Err(Failure::failed(format!(
-            "no daemon serves {}: start it with `secretfs mount`",
-            session.config.file.display()
-        )));
-    }
+    needed(session)?;
     let notes: Vec<String> = session.ask(Request::Reload {})?;
     if session.output.json {
         return session.output.print_json(&notes);
@@ -87,4 +82,15 @@ pub(crate) fn reload(session: &mut Session) -> Result<(), Failure> {
         session.output.line(&format!("note: {note}"))?;
     }
     Ok(())
+}
+
+/// What only a daemon can do needs one.
+pub(super) fn needed(session: &mut Session) -> Result<(), Failure> {
+    if session.daemon()? {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "no daemon serves {}: start it with `secretfs mount`",
+        session.config.file.display()
+    )))
 }

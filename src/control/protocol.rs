@@ -126,6 +126,15 @@ pub enum Request {
     },
     /// Reads the config again.
     Reload {},
+    /// Streams what happens, as it happens.
+    Watch {},
+    /// Answers when a secret's generation changes.
+    Wait {
+        /// Of this secret.
+        path: SecretPath,
+        /// From this one to another; from the current one where left out.
+        after: Option<u64>,
+    },
     /// Ends the daemon and its mount.
     Unmount {},
     /// Checks what only whoever has the stores open can check.
@@ -293,6 +302,8 @@ impl Request {
             | Self::Status {}
             | Self::Explain { .. }
             | Self::Reload {}
+            | Self::Watch {}
+            | Self::Wait { .. }
             | Self::Unmount {}
             | Self::Doctor {}
             | Self::Audit(_) => 0,
@@ -302,7 +313,10 @@ impl Request {
     /// True if it goes on until the peer or the daemon ends.
     #[must_use]
     pub fn is_endless(&self) -> bool {
-        matches!(self, Self::Audit(AuditQuery { follow: true, .. }))
+        matches!(
+            self,
+            Self::Watch {} | Self::Wait { .. } | Self::Audit(AuditQuery { follow: true, .. })
+        )
     }
 
     /// True if chunks follow.
@@ -375,7 +389,7 @@ mod tests {
             },
             Request::Status {},
             Request::Explain {
-                path,
+                path: path.clone(),
                 subject: Some(Subject::Ids {
                     uid: 1,
                     gid: 2,
@@ -383,6 +397,11 @@ mod tests {
                 }),
             },
             Request::Reload {},
+            Request::Watch {},
+            Request::Wait {
+                path,
+                after: Some(u64::MAX),
+            },
             Request::Unmount {},
             Request::Doctor {},
             Request::Audit(AuditQuery::default()),
@@ -421,6 +440,10 @@ mod tests {
             r#"{"request":{"command":"status"},"body":1}"#,
             r#"{"request":{"command":"status"}} {}"#,
             r#"{"request":{"command":"status"},"x":1}"#,
+            r#"{"request":{"command":"watch"},"body":1}"#,
+            r#"{"request":{"command":"wait","path":"a"}}"#,
+            r#"{"request":{"command":"wait","path":"a/b","after":-1}}"#,
+            r#"{"request":{"command":"wait","path":"a/b","after":"canary-7f3a"}}"#,
             &large,
             &deep,
         ];
@@ -445,7 +468,7 @@ mod tests {
         }
 
         #[test]
-        fn no_damaged_request_makes_it_panic(index in 0..15_usize, at in 0..200_usize, byte: u8) {
+        fn no_damaged_request_makes_it_panic(index in 0..17_usize, at in 0..200_usize, byte: u8) {
             let header = Header { request: requests().swap_remove(index), body: 0 };
             let mut line = serde_json::to_vec(&header).unwrap();
             let at = at % line.len();
