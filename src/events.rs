@@ -167,6 +167,12 @@ impl Events {
         self.sender.receiver_count() > 0
     }
 
+    /// How many listen.
+    #[cfg(test)]
+    pub(crate) fn listeners(&self) -> usize {
+        self.sender.receiver_count()
+    }
+
     /// Tells an event. Never waits.
     pub fn send(&self, event: Event) {
         if self.is_watched() {

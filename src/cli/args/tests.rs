@@ -86,6 +86,11 @@ fn wrong_arguments_give_one_line_that_does_not_repeat_them() {
         ),
         ("secretfs allow billing", "--uid"),
         ("secretfs rollback a/b", "--to"),
+        ("secretfs watch canary-7f3a", "secretfs watch --help"),
+        ("secretfs wait", "missing"),
+        ("secretfs wait a/b --after canary-7f3a", "--after"),
+        ("secretfs wait a/b --after -1", "secretfs wait --help"),
+        ("secretfs wait a/b canary-7f3a", "secretfs wait --help"),
         (
             "secretfs completions canary-7f3a",
             "secretfs completions --help",
