@@ -13,6 +13,7 @@ use crate::audit::{Audit, Outcome};
 use crate::backend::Version;
 use crate::caller::{Caller, CallerError, Evidence, Lookup};
 use crate::clock::Clock;
+use crate::events::{Events, What};
 use crate::policy::revocation::{Revocation, Revocations, Target};
 use crate::policy::{Decision, Policy, Reason, RuleName};
 use crate::secret::{Name, SecretPath};
@@ -45,6 +46,7 @@ pub struct Access {
     audit: Audit,
     full_detail: bool,
     clock: Clock,
+    events: Events,
 }
 
 impl Access {
@@ -67,7 +69,20 @@ impl Access {
             audit,
             full_detail,
             clock,
+            events: Events::default(),
         }
+    }
+
+    /// The same, telling of denials on this bus.
+    #[must_use]
+    pub fn with_events(self, events: Events) -> Self {
+        Self { events, ..self }
+    }
+
+    /// Where what happens is told.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.events
     }
 
     /// Puts another policy in force, for every access from now on.
@@ -85,10 +100,9 @@ impl Access {
     #[must_use]
     pub fn is_revoked(&self, path: &SecretPath) -> bool {
         let revocations = self.revocations.load();
-        let mut in_force = revocations.in_force(self.clock.timestamp());
-        in_force
-            .map(|revocation| &revocation.target)
-            .any(|target| target.version().is_none() && target.covers(path))
+        let in_force = revocations.in_force(self.clock.timestamp());
+        let mut targets = in_force.map(|revocation| &revocation.target);
+        targets.any(|target| target.version().is_none() && target.covers(path))
     }
 
     /// Puts another list of revocations in force: at the start.
@@ -276,6 +290,23 @@ impl Access {
             .is_ok()
     }
 
+    /// May `caller` change the secrets of any service at all, and so hear of them?
+    ///
+    /// # Errors
+    /// [`Denied`]
+    pub fn manage_any(&self, caller: Caller, action: &'static str) -> Result<Mandate, Denied> {
+        let account = self.decide(caller, action, None, Written::Now, |caller| {
+            self.ask(caller, Policy::check_manage_any)
+        })?;
+        Ok(Mandate::new(account))
+    }
+
+    /// The same question, not in the audit log.
+    #[must_use]
+    pub fn may_manage_any(&self, mut caller: Caller) -> bool {
+        self.ask(&mut caller, Policy::check_manage_any).is_ok()
+    }
+
     /// What policy and revocations would say of `caller`, and why, also where the identity's word counts. Not an access, and not in
     /// the audit log.
     #[must_use]
@@ -426,6 +457,14 @@ impl Access {
             rule,
             started,
         };
+        self.events
+            .tell_denial(account.caller.uid, || What::Denied {
+                path: account.subject.clone(),
+                uid: account.caller.uid,
+                gid: account.caller.gid,
+                action: account.action,
+                rule: Arc::clone(&account.rule),
+            });
         let event = account.event(denied.outcome(), None);
         match written {
             Written::Soon => self.audit.record(event),

@@ -26,9 +26,11 @@ use tokio::sync::watch;
 
 use crate::backend::{self, Backend, BackendError, Reference, Version};
 use crate::clock::Clock;
+use crate::events::Events;
 use crate::secret::{MAX_VALUE, Name, SecretBytes, SecretPath};
 
 mod answer;
+mod health;
 mod names;
 mod state;
 
@@ -38,6 +40,7 @@ mod tests;
 pub use answer::Answer;
 pub use names::Names;
 
+use health::Health;
 use names::Folder;
 use state::{Kept, State};
 
@@ -98,6 +101,7 @@ pub struct Cache {
     times: Mutex<Times>,
     clock: Clock,
     state: Mutex<State>,
+    health: Health,
 }
 
 /// Figures for `status`.
@@ -126,7 +130,15 @@ impl Cache {
             times: Mutex::new(times),
             clock,
             state: Mutex::new(State::new(u64::from(epoch) << 32)),
+            health: Health::default(),
         }
+    }
+
+    /// The same, telling on this bus of backends that go and come.
+    #[must_use]
+    pub fn with_events(mut self, events: Events) -> Self {
+        self.health.events = events;
+        self
     }
 
     /// Changes the times, for every fetch from now on.
@@ -279,9 +291,17 @@ impl Cache {
         // A task of its own, so that one reader's deadline or death does not take the others' answer away.
         tokio::spawn(async move {
             let timeout = cache.times().timeout;
-            let found = match tokio::time::timeout(timeout, cache.find(&binding)).await {
+            let mut asked = None;
+            let finding = cache.find(&binding, &mut asked);
+            let found = match tokio::time::timeout(timeout, finding).await {
                 Ok(found) => found,
-                Err(_) => Err(too_late(timeout)),
+                Err(_) => {
+                    let error = too_late(timeout);
+                    if let Some(backend) = asked {
+                        cache.health.down(&backend, &error);
+                    }
+                    Err(error)
+                }
             };
             let fetch = cache.land(&path, &binding, number, found);
             land.send_replace(Some(fetch));
@@ -289,8 +309,12 @@ impl Cache {
         Joined::Flight(landed)
     }
 
-    /// Rule 8.
-    async fn find(&self, binding: &Binding) -> Result<(Reference, backend::Fetched), BackendError> {
+    /// Rule 8. Whom it waits for is in `asked`.
+    async fn find(
+        &self,
+        binding: &Binding,
+        asked: &mut Option<Name>,
+    ) -> Result<(Reference, backend::Fetched), BackendError> {
         let mut absent = BackendError::Absent("the binding names no reference".to_owned());
         for reference in &binding.references {
             let Some(backend) = self.backends.get(&reference.backend) else {
@@ -299,7 +323,10 @@ impl Cache {
                     reference.backend.as_str()
                 )));
             };
-            let found = backend.read(reference).await.and_then(|fetched| {
+            *asked = Some(reference.backend.clone());
+            let read = backend.read(reference).await;
+            self.health.heard(&reference.backend, &read);
+            let found = read.and_then(|fetched| {
                 if fetched.value.len() > MAX_VALUE {
                     return Err(BackendError::Unusable(format!(
                         "{reference}: more than {MAX_VALUE} bytes"
@@ -397,6 +424,12 @@ impl Cache {
                 .get(&reference.backend)
                 .is_some_and(|backend| backend.announces_changes())
         })
+    }
+
+    /// How long a value is served without asking again.
+    #[must_use]
+    pub fn ttl(&self) -> Duration {
+        self.times().ttl
     }
 
     fn times(&self) -> Times {

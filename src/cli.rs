@@ -15,6 +15,7 @@ pub mod args;
 mod copies;
 mod daemon;
 mod doctor;
+mod following;
 pub mod generate;
 pub mod import;
 mod init;
@@ -123,6 +124,12 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
             revoke::revoke(&mut session()?, what, duration.as_deref())
         }
         Command::Unrevoke(what) => revoke::unrevoke(&mut session()?, what),
+        Command::Watch { paths } => following::watch(&mut session()?, paths),
+        Command::Wait {
+            path,
+            after,
+            timeout,
+        } => following::wait(&mut session()?, &path, after, timeout.as_deref()),
         Command::Audit {
             follow,
             secret,

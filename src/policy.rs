@@ -206,6 +206,18 @@ impl Policy {
         )
     }
 
+    /// May `caller` change the secrets of any service at all?
+    pub fn check_manage_any(&self, caller: &Caller) -> Decision {
+        let services = self.services.values().chain(self.defaults.as_ref());
+        let open = services.filter(|service| service.closed.is_none());
+        any(
+            self.manage
+                .iter()
+                .chain(open.flat_map(|service| &service.manage)),
+            caller,
+        )
+    }
+
     fn service(&self, name: &Name) -> Option<&ServicePolicy> {
         self.services.get(name).or(self.defaults.as_ref())
     }

@@ -30,6 +30,7 @@ use crate::config::accounts::System;
 use crate::config::{BackendConfig, Config, ConfigErrors, StoreConfig};
 use crate::control::handler::{Handler, Parts};
 use crate::control::server::{self, Limits};
+use crate::events::Events;
 use crate::fs::{Catalogue, Tree};
 use crate::fuse::Session;
 use crate::keeper;
@@ -286,19 +287,22 @@ impl Wired {
         let (policy, unknown) = config.policy(&System);
         let lookup = Arc::new(Procfs::default());
         let full = config.audit.full_detail;
-        let access = Arc::new(Access::new(
+        let events = Events::new(clock.clone());
+        let access = Access::new(
             authority,
             policy,
             lookup,
             audit.clone(),
             full,
             clock.clone(),
-        ));
+        );
+        let access = Arc::new(access.with_events(events.clone()));
         let backend = |(name, store): (&Name, &Store)| -> (Name, Arc<dyn Backend>) {
             (name.clone(), Arc::new(store.clone()))
         };
         let backends: HashMap<Name, Arc<dyn Backend>> = stores.iter().map(backend).collect();
-        let cache = Arc::new(Cache::new(backends, times(config), epoch, clock.clone()));
+        let cache = Cache::new(backends, times(config), epoch, clock.clone());
+        let cache = Arc::new(cache.with_events(events));
         let catalogue = Catalogue::new(config, &System);
         let tree = Tree::new(
             catalogue,

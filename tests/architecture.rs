@@ -22,7 +22,7 @@ const RANKS: &[&[&str]] = &[
     &["clock", "sys"],
     &["secret"],
     &["backend", "caller"],
-    &["policy", "signal"],
+    &["policy", "signal", "events"],
     &["config"],
     &["audit", "cache"],
     &["access"],

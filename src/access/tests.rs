@@ -345,3 +345,51 @@ fn with_the_identity_in_hand_the_policy_is_only_explained() {
     };
     assert_eq!(event.rule.as_deref(), Some("identity"));
 }
+
+#[test]
+fn every_denial_that_is_written_down_is_told_and_nothing_else_is() {
+    let Bench {
+        access, log: _log, ..
+    } = Bench::new();
+    let events = Events::default();
+    let mut heard = events.subscribe();
+    let access = access.with_events(events);
+    assert!(access.may_manage_any(caller(9)));
+    let mandate = access.manage_any(caller(9), "watch").unwrap();
+    mandate.settle(Outcome::Allowed, None).unwrap();
+    access.open(caller(1), &path(), "open").unwrap().waive();
+    assert!(access.peek(caller(8), &path(), "stat").is_none());
+    assert!(!access.may_manage(caller(8), None));
+    assert!(!access.may_manage_any(caller(8)));
+    drop(access.open(caller(8), &path(), "open").unwrap_err());
+    drop(
+        access
+            .read(caller(8), &path(), &Version::new("1"))
+            .unwrap_err(),
+    );
+    drop(access.command(caller(8), &path(), "get").unwrap_err());
+    drop(access.manage(caller(8), None, "reload", None).unwrap_err());
+    drop(access.manage_any(caller(8), "watch").unwrap_err());
+    for (wanted, shown) in [
+        ("open", Some("s/x")),
+        ("read", Some("s/x")),
+        ("get", Some("s/x")),
+        ("reload", None),
+        ("watch", None),
+    ] {
+        let event = heard.try_next().unwrap();
+        let What::Denied {
+            path,
+            uid,
+            action,
+            rule,
+            ..
+        } = &event.what
+        else {
+            panic!("{event:?}");
+        };
+        assert_eq!((*action, path.as_deref(), *uid), (wanted, shown, Uid(8)));
+        assert!(!rule.is_empty());
+    }
+    assert_eq!(heard.try_next(), None);
+}

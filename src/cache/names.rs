@@ -107,6 +107,7 @@ impl Cache {
                 Ok(listed) => listed,
                 Err(_) => Err(too_late(timeout)),
             };
+            cache.health.heard(&folder.backend, &listed);
             let listed = cache.land_list(&folder, number, listed);
             land.send_replace(Some(listed));
         });

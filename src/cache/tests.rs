@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::*;
+use crate::events::What;
 
 #[path = "../../tests/common/faulty.rs"]
 mod faulty;
@@ -501,4 +502,31 @@ async fn no_list_from_before_an_invalidation_answers_who_came_after_it() {
     bench.a.let_go(0);
     assert_eq!(before.await.unwrap().unwrap().len(), 1);
     assert_eq!(ask().await.unwrap().unwrap().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_goes_and_comes_is_told_once_each_time() {
+    let events = Events::default();
+    let mut heard = events.subscribe();
+    let mut bench = Bench::new();
+    let cache = Arc::into_inner(bench.cache).unwrap();
+    bench.cache = Arc::new(cache.with_events(events));
+    for weather in [Weather::Down, Weather::Silent] {
+        bench.a.weather(weather);
+        // All of them ask one flight, and so do the names.
+        let readers = join_all([bench.reader(), bench.reader(), bench.reader()]).await;
+        assert!(readers.iter().all(|fetch| fetch.as_ref().unwrap().is_err()));
+        assert!(bench.cache.names(&name("a"), "s").wait().await.is_err());
+        let event = heard.next().await;
+        assert!(
+            matches!(&event.what, What::BackendDown { backend, .. } if *backend == name("a")),
+            "{event:?}"
+        );
+        bench.a.weather(Weather::Fine);
+        assert!(bench.x().await.is_ok());
+        let backend = name("a");
+        assert_eq!(heard.next().await.what, What::BackendUp { backend });
+        bench.cache.invalidate_all();
+    }
+    assert_eq!(heard.try_next(), None);
 }

@@ -255,6 +255,36 @@ secretfs revoke billing/db-password
     /// have to be opened anew.
     #[command(after_help = examples("secretfs unrevoke billing/db-password\n  secretfs unrevoke --all"))]
     Unrevoke(Revocable),
+    /// Print what happens as it happens, one JSON object a line
+    ///
+    /// rotated, removed, revoked, unrevoked, denied, backend-down, backend-up, reloaded, and missed where this program was
+    /// too slow. Until Ctrl-C. Who manages only some services sees what happens in those.
+    #[command(after_help = examples("\
+secretfs watch
+  secretfs watch --path billing | jq -r 'select(.event == \"rotated\").path'"))]
+    Watch {
+        /// Only of this secret or service; may be given several times
+        #[arg(long = "path", value_name = "PATH")]
+        paths: Vec<String>,
+    },
+    /// Wait until a secret changes, and print the number of its new generation
+    ///
+    /// Exits with 3 when the secret is removed meanwhile, and with 1 when the time is over. A file's own generation is its
+    /// attribute user.secretfs.generation: with --after nothing is lost between reading it and waiting.
+    #[command(after_help = examples("\
+secretfs wait billing/tls-key && systemctl reload nginx
+  secretfs wait billing/tls-key --timeout 5m
+  secretfs wait billing/tls-key --after \"$(getfattr --only-values -n user.secretfs.generation /secrets/billing/tls-key)\""))]
+    Wait {
+        /// The secret: SERVICE/NAME
+        path: String,
+        /// Until its generation is another one than this [default: the current one]
+        #[arg(long, value_name = "GENERATION")]
+        after: Option<u64>,
+        /// Give up after this time: 30s, 5m, 1h
+        #[arg(long, value_name = "TIME")]
+        timeout: Option<String>,
+    },
     /// Read the audit log and verify that nothing was changed in it
     ///
     /// With --json an object a line, and a last one that sums up. Exits with 1 if the log was changed.

@@ -5,8 +5,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
-use jiff::{Timestamp, Zoned, civil};
+use jiff::{SignedDuration, Timestamp, Zoned, civil};
 use nix::unistd;
 use zeroize::Zeroizing;
 
@@ -37,6 +38,17 @@ pub fn service(text: &str, mount: &Path) -> Result<Name, Failure> {
         .map_err(|_| not_a_name("SERVICE"))
 }
 
+/// A service or a secret of one, for filters.
+///
+/// # Errors
+/// A usage [`Failure`].
+pub fn subject(text: &str, mount: &Path) -> Result<String, Failure> {
+    match below(text, mount).trim_end_matches('/').contains('/') {
+        true => Ok(secret(text, mount)?.to_string()),
+        false => Ok(service(text, mount)?.to_string()),
+    }
+}
+
 /// What was typed is not repeated: it may be a value in the wrong place.
 fn not_a_name(what: &str) -> Failure {
     Failure::usage(format!(
@@ -44,7 +56,7 @@ fn not_a_name(what: &str) -> Failure {
     ))
 }
 
-/// A service or a secret of one, for filters.
+/// What stands below the mountpoint.
 pub(crate) fn below<'a>(text: &'a str, mount: &Path) -> &'a str {
     Path::new(text)
         .strip_prefix(mount)
@@ -225,6 +237,17 @@ pub fn since(text: &str, now: Timestamp) -> Result<Timestamp, Failure> {
     ))
 }
 
+/// How long to wait: `30s`, `5m`, `1h`.
+///
+/// # Errors
+/// A usage [`Failure`].
+pub fn duration(option: &str, text: &str) -> Result<Duration, Failure> {
+    text.parse::<SignedDuration>()
+        .ok()
+        .and_then(|duration| Duration::try_from(duration).ok())
+        .ok_or_else(|| Failure::usage(format!("{option}: write 30s, 5m or 1h")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,6 +294,24 @@ mod tests {
         assert!(since("2026-11-20", now).is_ok());
         for text in ["", "yesterday", "-2h", "2026-13-01"] {
             assert!(since(text, now).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn patience_has_a_unit() {
+        let table = [
+            ("30s", 30),
+            ("5m", 300),
+            ("1h", 3600),
+            ("1m 30s", 90),
+            ("0s", 0),
+        ];
+        for (text, seconds) in table {
+            let duration = duration("--timeout", text).unwrap();
+            assert_eq!(duration, Duration::from_secs(seconds), "{text}");
+        }
+        for text in ["", "5", "-5s", "soon", "1e3s", "99999999999999999999h"] {
+            assert!(duration("--timeout", text).is_err(), "{text}");
         }
     }
 }

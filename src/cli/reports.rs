@@ -164,17 +164,12 @@ pub(crate) fn audit(session: &mut Session, wanted: Wanted) -> Result<(), Failure
         .as_deref()
         .map(|text| input::since(text, now))
         .transpose()?;
-    let path = |text: String| -> Result<String, Failure> {
-        let mount = &session.config.mount;
-        let below = input::below(&text, mount).trim_end_matches('/');
-        match below.contains('/') {
-            true => Ok(input::secret(&text, mount)?.to_string()),
-            false => Ok(input::service(&text, mount)?.to_string()),
-        }
-    };
     let query = AuditQuery {
         follow: wanted.follow,
-        path: wanted.secret.map(path).transpose()?,
+        path: wanted
+            .secret
+            .map(|text| input::subject(&text, &session.config.mount))
+            .transpose()?,
         uid: uid.map(|user| user.uid),
         since,
         denied: wanted.denied,

@@ -140,6 +140,35 @@ impl Session {
         }
     }
 
+    /// The same as [`Session::ask`] for as long as `patience` lasts; `None` when it is over.
+    ///
+    /// # Errors
+    /// The command's [`Failure`].
+    pub fn ask_within<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        patience: Option<Duration>,
+    ) -> Result<Option<T>, Failure> {
+        let mut peer = match self.peer.take() {
+            Some(Peer::Daemon(client)) => client,
+            Some(Peer::Stores { .. }) | None => {
+                return Err(Failure::failed("only a daemon is waited for"));
+            }
+        };
+        let asked = self.runtime.block_on(async {
+            let mut ignored = |_| Ok(());
+            let asked = peer.call(request, Upload::Empty, &mut ignored);
+            match patience {
+                Some(patience) => tokio::time::timeout(patience, asked).await.ok(),
+                None => Some(asked.await),
+            }
+        });
+        // When it was not answered the connection is of no further use: the daemon hears of it by its end.
+        asked
+            .map(|answer| answer.and_then(|answer| understand(answer.json)))
+            .transpose()
+    }
+
     /// The daemon that serves the config, if one does, and nothing else.
     ///
     /// # Errors

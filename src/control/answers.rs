@@ -53,6 +53,22 @@ pub struct Removed {
     pub version: Option<Version>,
 }
 
+/// Of `wait`: what is current now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waited {
+    /// The secret.
+    pub path: SecretPath,
+    /// The number of its generation, unless it is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// The version behind it, unless it is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    /// True if the secret is gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
+}
+
 /// Of `restore` and `rekey`: how much there is in the store afterwards.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored {

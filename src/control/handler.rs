@@ -12,7 +12,6 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::runtime;
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
 
 use crate::access::{Denied, Mandate};
 use crate::audit::{Audit, AuditError, Outcome};
@@ -29,12 +28,15 @@ use crate::policy::Reason;
 use crate::secret::{Name, SecretBytes, SecretPath};
 
 mod copies;
+mod following;
 mod import;
 mod reports;
 mod revoke;
 #[cfg(test)]
 mod tests;
 mod values;
+
+use following::Lasting;
 
 /// What commands work on.
 #[derive(Debug)]
@@ -105,25 +107,21 @@ impl Commands for Handler {
         request: Request,
         exchange: Exchange,
     ) -> BoxFuture<'_, Result<Answer, Failure>> {
-        let parts = Arc::clone(&self.0);
-        let runtime = runtime::Handle::current();
-        // Disks, the audit log and accounts block; what is asynchronous is waited for from there.
-        let work = spawn_blocking(move || {
-            let job = Job {
-                parts: &parts,
-                caller,
-                runtime,
-                events: exchange.events,
-            };
-            job.run(request, exchange.body)
-        });
+        let lasting = Lasting {
+            parts: Arc::clone(&self.0),
+            caller,
+            events: exchange.events,
+        };
+        let body = exchange.body;
         Box::pin(async move {
-            work.await.unwrap_or_else(|error| {
-                tracing::error!(%error, "a command ended unexpectedly");
-                Err(Failure::failed(
-                    "the command ended unexpectedly: this is a mistake in secretfs, please report it",
-                ))
-            })
+            if let Request::Watch {} = request {
+                return lasting.watch().await;
+            }
+            if let Request::Wait { path, after } = request {
+                return lasting.wait(path, after).await;
+            }
+            // Disks, the audit log and accounts block; what is asynchronous is waited for from there.
+            lasting.blocking(move |job| job.run(request, body)).await
         })
     }
 }
@@ -165,6 +163,10 @@ impl Job<'_> {
             (Request::Unmount {}, _) => self.unmount(),
             (Request::Doctor {}, _) => self.doctor(),
             (Request::Audit(query), _) => self.audit(query),
+            // Handled before it comes to a thread.
+            (Request::Watch {} | Request::Wait { .. }, _) => {
+                Err(Failure::failed("this command takes no thread"))
+            }
             (
                 Request::Put { .. }
                 | Request::Import { .. }

@@ -139,6 +139,15 @@ pub enum Request {
         /// What.
         target: Target,
     },
+    /// Streams what happens, as it happens.
+    Watch {},
+    /// Answers when a secret's generation changes.
+    Wait {
+        /// Of this secret.
+        path: SecretPath,
+        /// From this one to another; from the current one where left out.
+        after: Option<u64>,
+    },
     /// Ends the daemon and its mount.
     Unmount {},
     /// Checks what only whoever has the stores open can check.
@@ -308,6 +317,8 @@ impl Request {
             | Self::Reload {}
             | Self::Revoke { .. }
             | Self::Unrevoke { .. }
+            | Self::Watch {}
+            | Self::Wait { .. }
             | Self::Unmount {}
             | Self::Doctor {}
             | Self::Audit(_) => 0,
@@ -317,7 +328,10 @@ impl Request {
     /// True if it goes on until the peer or the daemon ends.
     #[must_use]
     pub fn is_endless(&self) -> bool {
-        matches!(self, Self::Audit(AuditQuery { follow: true, .. }))
+        matches!(
+            self,
+            Self::Watch {} | Self::Wait { .. } | Self::Audit(AuditQuery { follow: true, .. })
+        )
     }
 
     /// True if chunks follow.
@@ -390,7 +404,7 @@ mod tests {
             },
             Request::Status {},
             Request::Explain {
-                path,
+                path: path.clone(),
                 subject: Some(Subject::Ids {
                     uid: 1,
                     gid: 2,
@@ -404,6 +418,11 @@ mod tests {
             },
             Request::Unrevoke {
                 target: Target::All,
+            },
+            Request::Watch {},
+            Request::Wait {
+                path,
+                after: Some(u64::MAX),
             },
             Request::Unmount {},
             Request::Doctor {},
@@ -443,6 +462,10 @@ mod tests {
             r#"{"request":{"command":"status"},"body":1}"#,
             r#"{"request":{"command":"status"}} {}"#,
             r#"{"request":{"command":"status"},"x":1}"#,
+            r#"{"request":{"command":"watch"},"body":1}"#,
+            r#"{"request":{"command":"wait","path":"a"}}"#,
+            r#"{"request":{"command":"wait","path":"a/b","after":-1}}"#,
+            r#"{"request":{"command":"wait","path":"a/b","after":"canary-7f3a"}}"#,
             &large,
             &deep,
         ];
@@ -467,7 +490,7 @@ mod tests {
         }
 
         #[test]
-        fn no_damaged_request_makes_it_panic(index in 0..15_usize, at in 0..200_usize, byte: u8) {
+        fn no_damaged_request_makes_it_panic(index in 0..17_usize, at in 0..200_usize, byte: u8) {
             let header = Header { request: requests().swap_remove(index), body: 0 };
             let mut line = serde_json::to_vec(&header).unwrap();
             let at = at % line.len();

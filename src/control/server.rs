@@ -2,7 +2,8 @@
 //!
 //! A peer can be slow, silent, hostile or many: every wait has a deadline, every line and body a limit, and there are
 //! only so many connections, in all and for each uid. What a peer has started is carried through and audited also when
-//! the peer hangs up meanwhile; its place is free again only after that.
+//! the peer hangs up meanwhile; its place is free again only after that. What has no end of its own (`watch`, `wait`,
+//! `audit --follow`) ends with its peer or the daemon, and leaves places for commands.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -31,6 +32,8 @@ pub struct Limits {
     pub connections: usize,
     /// Connections at once of one uid.
     pub per_uid: usize,
+    /// How many of those that one uid may have can be used for what has no end: the others are for commands.
+    pub endless: usize,
     /// How long a connection may be silent between two requests.
     pub idle: Duration,
     /// How long one line or one body may take, either way.
@@ -41,11 +44,15 @@ pub struct Limits {
     pub drain: Duration,
 }
 
+/// How long what has no end of its own may take to write down that it has ended.
+const ENDING: Duration = Duration::from_secs(1);
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 256,
             per_uid: 64,
+            endless: 48,
             idle: Duration::from_secs(30),
             transfer: Duration::from_secs(10),
             heartbeat: Duration::from_secs(2),
@@ -184,6 +191,15 @@ impl Connection {
     async fn request(&mut self, header: Header) -> Result<Next, WireError> {
         let streams_in = header.request.streams_in();
         let endless = header.request.is_endless();
+        let stay = endless.then(|| self.seat.stay());
+        if let Some(None) = stay {
+            let busy = Failure::new(
+                Kind::Busy,
+                "too many `watch`, `wait` and `audit --follow` of yours run: end one of them",
+            );
+            self.send(&Reply::Error(busy), &[]).await?;
+            return Ok(Next::Request);
+        }
         let (parts, stream) = mpsc::channel(4);
         let body = if streams_in {
             Body::Stream(stream)
@@ -200,7 +216,7 @@ impl Connection {
             async move {
                 let exchange = Exchange { body, events };
                 let result = commands.handle(caller, header.request, exchange).await;
-                drop(seat);
+                drop((stay, seat));
                 result
             }
         }));
@@ -212,6 +228,8 @@ impl Connection {
         let mut heartbeat = interval(self.limits.heartbeat);
         heartbeat.reset();
         let mut last = Reply::Progress { done: 0, total: 0 };
+        // Who waits for something that may never come says no more until he hangs up.
+        let mut silent = endless;
         let result = loop {
             tokio::select! {
                 result = running.result() => break result,
@@ -220,9 +238,20 @@ impl Connection {
                     heartbeat.reset();
                 }
                 _ = heartbeat.tick() => self.send(&last, &[]).await?,
+                heard = self.wire.ready(self.limits.idle), if silent => match heard {
+                    Ok(()) => silent = false,
+                    Err(WireError::Slow(_)) => {}
+                    Err(error) => return Err(error),
+                },
                 _ = self.ending.changed(), if endless => {
-                    let ended = Failure::failed("the daemon has ended");
-                    self.send(&Reply::Error(ended), &[]).await?;
+                    // It hears by this that nobody listens any more, and writes down how it ended.
+                    happening.close();
+                    let ended = Reply::Error(Failure::failed("the daemon has ended"));
+                    let (sent, _) = tokio::join!(
+                        self.send(&ended, &[]),
+                        timeout(ENDING, running.result()),
+                    );
+                    sent?;
                     return Ok(Next::HangUp);
                 }
             }
@@ -343,6 +372,8 @@ impl Running {
 struct Seats {
     limits: Limits,
     taken: Mutex<HashMap<Uid, usize>>,
+    /// Those that are taken by what has no end.
+    endless: Mutex<HashMap<Uid, usize>>,
 }
 
 impl Seats {
@@ -350,6 +381,7 @@ impl Seats {
         Self {
             limits,
             taken: Mutex::default(),
+            endless: Mutex::default(),
         }
     }
 
@@ -377,18 +409,48 @@ struct Seat {
     uid: Uid,
 }
 
+impl Seat {
+    /// Takes the place for something that has no end; `None` if too many of this user's are taken like that.
+    fn stay(&self) -> Option<Stay> {
+        let seats = &self.seats;
+        let mut endless = seats.endless.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = endless.entry(self.uid).or_default();
+        if *own >= seats.limits.endless {
+            return None;
+        }
+        *own += 1;
+        Some(Stay {
+            seats: Arc::clone(seats),
+            uid: self.uid,
+        })
+    }
+}
+
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut taken = self
-            .seats
-            .taken
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = taken.get_mut(&self.uid) {
-            *own -= 1;
-            if *own == 0 {
-                taken.remove(&self.uid);
-            }
+        give_back(&self.seats.taken, self.uid);
+    }
+}
+
+/// Something without an end; over when dropped.
+#[derive(Debug)]
+struct Stay {
+    seats: Arc<Seats>,
+    uid: Uid,
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        give_back(&self.seats.endless, self.uid);
+    }
+}
+
+fn give_back(taken: &Mutex<HashMap<Uid, usize>>, uid: Uid) {
+    let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(own) = taken.get_mut(&uid) {
+        *own -= 1;
+        if *own == 0 {
+            taken.remove(&uid);
         }
     }
 }

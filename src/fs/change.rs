@@ -15,6 +15,7 @@ use crate::access::Recheck;
 use crate::backend::{BackendError, Reference};
 use crate::cache::Generation;
 use crate::config::Reads;
+use crate::events::What;
 use crate::fs::inodes::Pending;
 use crate::fs::node::{Secret, SecretNode, View};
 use crate::fs::{Attr, FsError, Ino, Node, Renaming, Reply, Tree};
@@ -75,31 +76,59 @@ impl Tree {
     async fn follow_one(self: &Arc<Self>, path: &SecretPath, change: Change) {
         let current = self.inodes.current(path);
         let used = current.filter(|node| node.secret.is_in_use());
+        // Where the kernel does not hold the folder, nobody watches it there.
+        let watchable = self.inodes.is_watchable(&path.service);
         let made = match used {
             // Its values are not to come back into memory.
-            Some(_) if self.access.is_revoked(path) => self.rotate(path, None),
+            Some(_) if self.access.is_revoked(path) => self.rotate_unseen(path),
             Some(node) => match self.newest(path).await {
                 Ok(generation) if !node.secret.notice(generation.number) => return,
                 Ok(generation) => {
                     self.wake(&node.secret);
+                    self.tell_rotated(path, Some(&generation));
                     self.rotate(path, Some(&generation))
                 }
                 Err(BackendError::Absent(_)) => {
                     node.secret.notice(self.cache.next_number());
                     self.wake(&node.secret);
+                    self.tell_removed(path);
                     self.remove(path)
                 }
                 // Whoever opens it next finds out.
-                Err(_) => self.rotate(path, None),
+                Err(_) => self.rotate_unseen(path),
             },
-            // Where the kernel does not hold the folder, nobody watches it.
-            None if !self.inodes.is_watchable(&path.service) => return,
-            None if change == Change::Written || self.exists(path).await => self.rotate(path, None),
-            None => self.remove(path),
+            None if !watchable && !self.access.events().is_watched() => return,
+            None if change == Change::Written || self.exists(path).await => {
+                self.tell_rotated(path, None);
+                watchable.then(|| self.rotate(path, None)).flatten()
+            }
+            None => {
+                self.tell_removed(path);
+                watchable.then(|| self.remove(path)).flatten()
+            }
         };
         if let Some(made) = made {
             let _ = made.await;
         }
+    }
+
+    /// The value has changed, and what it is now is not known here.
+    fn rotate_unseen(self: &Arc<Self>, path: &SecretPath) -> Option<oneshot::Receiver<()>> {
+        self.tell_rotated(path, None);
+        self.rotate(path, None)
+    }
+
+    pub(super) fn tell_rotated(&self, path: &SecretPath, generation: Option<&Generation>) {
+        self.access.events().tell(|| What::Rotated {
+            path: path.clone(),
+            generation: generation.map(|generation| generation.number),
+            version: generation.map(|generation| generation.version.clone()),
+        });
+    }
+
+    fn tell_removed(&self, path: &SecretPath) {
+        let path = path.clone();
+        self.access.events().tell(|| What::Removed { path });
     }
 
     /// The value that is current now, for nobody: so that its new inode has its size.

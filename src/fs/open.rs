@@ -141,6 +141,7 @@ impl Tree {
     pub(super) fn noticed(self: &Arc<Self>, node: &SecretNode, generation: &Generation) {
         if node.view.follows() && node.secret.notice(generation.number) {
             self.wake(&node.secret);
+            self.tell_rotated(&node.path, Some(generation));
             // Nobody waits for this: whoever found it out has its value, or comes again.
             drop(self.rotate(&node.path, Some(generation)));
         }

@@ -214,6 +214,10 @@ fn managing_a_service_is_not_steering_the_daemon() {
             expected
         );
     }
+    for (uid, expected) in [(1, "web"), (2, "all"), (3, "NoRule")] {
+        let caller = known(uid, 1, &[], None);
+        assert_eq!(says(&policy.check_manage_any(&caller)), expected);
+    }
     // Managing is not reading.
     assert_eq!(
         says(&policy.check(&known(2, 1, &[], None), &path("web/x"))),

@@ -1,4 +1,4 @@
-//! init, allow, disallow, status, explain, doctor, reload, unmount, audit, completions, man.
+//! init, allow, disallow, status, explain, doctor, reload, watch, wait, unmount, audit, completions, man.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -187,6 +187,19 @@ fn the_daemons_own_commands_without_one() {
             demo.run(&words).failed(1, "secretfs mount");
         }
     }
+    demo.run(&["watch"]).failed(1, "secretfs mount");
+    demo.run(&["wait", "billing/pw"])
+        .failed(1, "secretfs mount");
+    // Whatever is wrong with the arguments is said first.
+    demo.run(&["watch", "--path", "../canary-7f3a"])
+        .failed(2, "PATH");
+    demo.run(&["watch", "--path", "billing", "--path", "-canary-7f3a"])
+        .failed(2, "--help");
+    demo.run(&["wait", "billing"]).failed(2, "SERVICE/NAME");
+    demo.run(&["wait", "billing/pw", "--timeout", "canary-7f3a"])
+        .failed(2, "--timeout");
+    demo.run(&["wait", "billing/pw", "--after", "canary-7f3a"])
+        .failed(2, "--after");
     let unmount = demo.json(&["unmount"]);
     assert_eq!(
         (&unmount["ended"], &unmount["dead"]),

@@ -96,6 +96,11 @@ fn wrong_arguments_give_one_line_that_does_not_repeat_them() {
         ),
         ("secretfs revoke --version canary-7f3a", "PATH|SERVICE"),
         ("secretfs unrevoke a/b --for 1h", "secretfs unrevoke --help"),
+        ("secretfs watch canary-7f3a", "secretfs watch --help"),
+        ("secretfs wait", "missing"),
+        ("secretfs wait a/b --after canary-7f3a", "--after"),
+        ("secretfs wait a/b --after -1", "secretfs wait --help"),
+        ("secretfs wait a/b canary-7f3a", "secretfs wait --help"),
         (
             "secretfs completions canary-7f3a",
             "secretfs completions --help",

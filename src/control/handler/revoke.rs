@@ -11,6 +11,7 @@ use crate::audit::Outcome;
 use crate::backend::{BackendError, Version};
 use crate::control::answers::Unrevoked;
 use crate::control::{Answer, Failure, Kind};
+use crate::events::What;
 use crate::policy::revocation::{Revocation, Target};
 use crate::secret::SecretPath;
 
@@ -68,6 +69,10 @@ impl Job<'_> {
                 ),
             ));
         }
+        access.events().tell(|| What::Revoked {
+            target: target.words(),
+            until,
+        });
         let kept = daemon.keep_revocations();
         let _ = self.runtime.block_on(enforced);
         match kept {
@@ -114,6 +119,10 @@ impl Job<'_> {
                 "{target}: stays revoked, because that it is not could not be written down: {error}"
             )));
         }
+        access.events().tell(|| What::Unrevoked {
+            target: target.words(),
+            until: lifted.until,
+        });
         end(Outcome::Allowed)?;
         answer(&Unrevoked {
             lifted,

@@ -16,6 +16,8 @@ use crate::control::protocol::{AuditQuery, Subject};
 use crate::fs::Catalogue;
 use crate::sys::{Gid, Tid, Uid};
 
+mod following;
+
 const READER: u32 = 100;
 const MANAGER: u32 = 200;
 const STRANGER: u32 = 300;
@@ -87,6 +89,15 @@ fn world(authority: Authority) -> World {
 }
 
 fn world_with(authority: Authority, sections: &str) -> World {
+    world_over(authority, sections, |store| Arc::new(store.clone()))
+}
+
+/// The same, whose values come from another backend than the store.
+fn world_over(
+    authority: Authority,
+    sections: &str,
+    backend: impl FnOnce(&Store) -> Arc<dyn Backend>,
+) -> World {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let clock = Clock::default();
@@ -117,6 +128,7 @@ path = "{0}/audit.jsonl"
 "#,
         folder.path().display()
     );
+    std::fs::write(at("config.toml"), &text).unwrap();
     let config = Config::parse(&text, Path::new("config.toml")).unwrap();
     let accounts = Listed::default();
     let key = store.audit_key();
@@ -130,7 +142,7 @@ path = "{0}/audit.jsonl"
         clock.clone(),
     );
     let local: Name = "local".parse().unwrap();
-    let backend: Arc<dyn Backend> = Arc::new(store.clone());
+    let backend = backend(&store);
     let times = Times {
         ttl: config.cache.ttl,
         timeout: config.cache.timeout,

@@ -97,15 +97,7 @@ impl Job<'_> {
         path: &SecretPath,
         version: Option<Version>,
     ) -> Result<Answer, Failure> {
-        let permit = self
-            .parts
-            .tree
-            .access()
-            .command(self.caller.clone(), path, "get")
-            .map_err(|denied| {
-                let rule = format!("an `allow` rule of [services.{}]", path.service);
-                self.denied(&denied, &rule)
-            })?;
+        let permit = self.permit(path, "get")?;
         let chosen = version.is_some();
         let given = match version {
             None => self.newest(&permit),

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -32,9 +33,10 @@ impl Lookup for Nowhere {
 }
 
 /// Answers `put` with what it was given, counts what `restore` streams in, streams on `export`, panics on `reload` and
-/// tells on `unmount` that it has come to its end.
+/// tells on `unmount` that it has come to its end. `watch` says one thing and ends when nobody listens.
 #[derive(Debug)]
 struct Echo {
+    watches: Arc<AtomicUsize>,
     ended: Mutex<Option<oneshot::Sender<Result<usize, Interrupted>>>>,
 }
 
@@ -70,6 +72,16 @@ impl Commands for Echo {
                     }
                     None
                 }
+                (Request::Watch {}, Body::Empty) => {
+                    self.watches.fetch_add(1, Ordering::SeqCst);
+                    let chunk = Event::Chunk(b"watching".to_vec());
+                    exchange.events.send(chunk).await.unwrap();
+                    exchange.events.closed().await;
+                    // It has something to write down.
+                    sleep(Duration::from_millis(50)).await;
+                    self.watches.fetch_sub(1, Ordering::SeqCst);
+                    None
+                }
                 (Request::Status {}, Body::Empty) => {
                     sleep(Duration::from_millis(200)).await;
                     None
@@ -88,6 +100,7 @@ struct Daemon {
     _folder: tempfile::TempDir,
     socket: PathBuf,
     ended: oneshot::Receiver<Result<usize, Interrupted>>,
+    watches: Arc<AtomicUsize>,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<io::Result<()>>,
 }
@@ -98,7 +111,9 @@ fn daemon(limits: Limits) -> Daemon {
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let (sender, ended) = oneshot::channel();
     let (stop, stopped) = oneshot::channel();
+    let watches = Arc::new(AtomicUsize::new(0));
     let echo = Arc::new(Echo {
+        watches: Arc::clone(&watches),
         ended: Mutex::new(Some(sender)),
     });
     let serving = tokio::spawn(serve(listener, echo, Arc::new(Nowhere), limits, async {
@@ -108,6 +123,7 @@ fn daemon(limits: Limits) -> Daemon {
         _folder: folder,
         socket,
         ended,
+        watches,
         stop,
         serving,
     }
@@ -350,4 +366,85 @@ async fn an_idle_peer_does_not_hold_up_the_end() {
         .unwrap()
         .unwrap()
         .unwrap();
+}
+
+/// Watches until the connection ends, and gives what came over it.
+fn watcher(socket: &Path) -> JoinHandle<String> {
+    let socket = socket.to_owned();
+    let watch = b"{\"request\":{\"command\":\"watch\"}}\n";
+    tokio::spawn(async move { raw(&socket, watch).await })
+}
+
+impl Daemon {
+    async fn watched(&self, count: usize) {
+        for _ in 0..1000 {
+            if self.watches.load(Ordering::SeqCst) == count {
+                return;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{} and not {count}", self.watches.load(Ordering::SeqCst));
+    }
+}
+
+#[tokio::test]
+async fn what_has_no_end_ends_at_once_with_its_peer() {
+    let limits = Limits {
+        // Nothing is sent that would fail.
+        heartbeat: Duration::from_secs(3600),
+        idle: Duration::from_millis(20),
+        ..Limits::default()
+    };
+    let daemon = daemon(limits);
+    let watchers: Vec<_> = (0..10).map(|_| watcher(&daemon.socket)).collect();
+    daemon.watched(10).await;
+    // Silence is what it is about.
+    sleep(Duration::from_millis(200)).await;
+    daemon.watched(10).await;
+    for watcher in watchers {
+        watcher.abort();
+    }
+    daemon.watched(0).await;
+}
+
+#[tokio::test]
+async fn what_has_no_end_leaves_places_for_what_has() {
+    let limits = Limits {
+        per_uid: 6,
+        endless: 4,
+        ..Limits::default()
+    };
+    let daemon = daemon(limits);
+    let watchers: Vec<_> = (0..4).map(|_| watcher(&daemon.socket)).collect();
+    daemon.watched(4).await;
+    let mut one = client(&daemon.socket).await;
+    let failure = one
+        .call(&Request::Watch {}, Upload::Empty, &mut ignore)
+        .await
+        .unwrap_err();
+    assert_eq!(failure.kind, Kind::Busy, "{failure}");
+    // It is refused the watch and nothing else.
+    assert_eq!(echoed(&mut one, b"x".to_vec()).await, b"x");
+    watchers[0].abort();
+    daemon.watched(3).await;
+    drop(one);
+    let again = watcher(&daemon.socket);
+    daemon.watched(4).await;
+    again.abort();
+}
+
+#[tokio::test]
+async fn what_has_no_end_ends_in_order_with_the_daemon() {
+    let daemon = daemon(Limits::default());
+    let watchers: Vec<_> = (0..10).map(|_| watcher(&daemon.socket)).collect();
+    daemon.watched(10).await;
+    daemon.stop.send(()).unwrap();
+    daemon.serving.await.unwrap().unwrap();
+    // What they had to write down is written.
+    assert_eq!(daemon.watches.load(Ordering::SeqCst), 0);
+    for watcher in watchers {
+        let heard = watcher.await.unwrap();
+        assert!(heard.contains("watching"), "{heard}");
+        assert!(heard.contains("the daemon has ended"), "{heard}");
+    }
 }
