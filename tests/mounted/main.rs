@@ -26,3 +26,4 @@ mod trouble;
 mod units;
 mod users;
 mod values;
+mod watching;
