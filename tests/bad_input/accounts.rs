@@ -249,6 +249,29 @@ pub(crate) fn cases() -> Vec<Case> {
         .uid(STRANGER)
         .served(),
         case(
+            "a stranger watches",
+            "watch",
+            4,
+            &["denied", "`manage`", "65533"],
+        )
+        .uid(STRANGER)
+        .served(),
+        case(
+            "a stranger waits",
+            "wait billing/canary",
+            4,
+            &["denied", "billing", "allow", "65533"],
+        )
+        .uid(STRANGER)
+        .served(),
+        case(
+            "waiting for what is not there",
+            "wait billing/none",
+            3,
+            &["billing/none", "secretfs ls"],
+        )
+        .served(),
+        case(
             "a stranger ends the daemon",
             "unmount",
             4,

@@ -27,3 +27,4 @@ mod trouble;
 mod units;
 mod users;
 mod values;
+mod watching;
