@@ -16,6 +16,7 @@ use crate::secret::Name;
 use crate::sys::{Gid, Uid};
 
 pub mod accounts;
+pub mod changes;
 mod check;
 pub mod edit;
 mod file;
