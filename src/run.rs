@@ -38,8 +38,10 @@ use crate::sys::{self, SecretMemory};
 
 mod daemon;
 mod state;
+mod watch;
 
 use daemon::Running;
+use watch::Print;
 
 /// How long the end may take: what is under way is answered, the audit log is written out.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -47,6 +49,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 const TASKS: &str = "task";
 /// How often users and groups are looked up that were not known.
 const ACCOUNTS: Duration = Duration::from_secs(60);
+/// How often it is looked whether the machine's own users and groups have changed, while some are not known.
+const ACCOUNT_FILES: Duration = Duration::from_secs(1);
 
 /// Why the parts could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +142,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         .check()
         .map_err(RunError::system("/proc"))?;
 
+    let file = Print::of(config);
     let config = Config::load(config)?;
     let stores = open_stores(&config, inherited.identities, inherited.keys, clock)?;
     let epoch = state::next_epoch(&config.state)?;
@@ -146,9 +151,10 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let ending = word
         .try_clone()
         .map_err(RunError::system("the keeper's socket"))?;
-    let running = Arc::new(Running::new(config, &wired, ending, clock));
-
     let runtime = runtime()?;
+    let handle = runtime.handle().clone();
+    let running = Arc::new(Running::new(config, file, &wired, ending, handle, clock));
+
     let session = Session::start(
         Arc::clone(&wired.tree),
         inherited.device,
@@ -175,8 +181,12 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
             Limits::default(),
             shutdown,
         ));
-        let mut lost = watch(session)?;
-        let mut accounts = tokio::time::interval(ACCOUNTS);
+        let (watching, looking) = (Arc::clone(&running), Arc::clone(&running));
+        tokio::spawn(async move {
+            watch::run(&watching.file(), watching.watched(), || looking.look()).await;
+        });
+        let mut lost = await_end(session)?;
+        let mut accounts = tokio::time::interval(ACCOUNT_FILES);
         accounts.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         word.write_all(&keeper::READY)?;
         let why = loop {
@@ -200,7 +210,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
 }
 
 /// Says when the mount is gone. On a thread of its own: the runtime's end would wait for one of its own.
-fn watch(session: Session) -> io::Result<oneshot::Receiver<io::Result<()>>> {
+fn await_end(session: Session) -> io::Result<oneshot::Receiver<io::Result<()>>> {
     let (lost, gone) = oneshot::channel();
     let wait = move || drop(lost.send(session.wait()));
     thread::Builder::new()

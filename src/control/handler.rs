@@ -22,6 +22,7 @@ use crate::cache::Cache;
 use crate::caller::{Caller, Lookup};
 use crate::clock::Clock;
 use crate::config::AuditTarget;
+use crate::control::answers::Reloaded;
 use crate::control::protocol::Request;
 use crate::control::{Answer, Body, Commands, Event, Exchange, Failure, Kind};
 use crate::fs::Tree;
@@ -60,11 +61,11 @@ pub struct Parts {
 
 /// What of the daemon can be steered and shown. The methods may block.
 pub trait Daemon: Send + Sync + fmt::Debug {
-    /// Reads the config again: all or nothing. Says what is worth knowing, such as keys that need a restart.
+    /// Reads the config again: all or nothing. When it returns, open handles are checked again, too.
     ///
     /// # Errors
     /// What is wrong with the config.
-    fn reload(&self) -> Result<Vec<String>, String>;
+    fn reload(&self) -> Result<Reloaded, String>;
 
     /// Begins the end: of the server, the keeper and the mount. Returns at once.
     fn stop(&self);
@@ -172,9 +173,9 @@ impl Job<'_> {
         let mandate = self.mandate(None, "reload", None)?;
         let daemon = self.daemon()?;
         match daemon.reload() {
-            Ok(notes) => {
+            Ok(reloaded) => {
                 settle(mandate, Outcome::Allowed, None)?;
-                answer(&notes)
+                answer(&reloaded)
             }
             Err(error) => {
                 settle(mandate, Outcome::Error, None)?;

@@ -42,9 +42,12 @@ impl Lookup for Nobody {
 struct FakeDaemon(std::sync::Mutex<Vec<&'static str>>);
 
 impl Daemon for FakeDaemon {
-    fn reload(&self) -> Result<Vec<String>, String> {
+    fn reload(&self) -> Result<Reloaded, String> {
         self.0.lock().unwrap().push("reload");
-        Ok(Vec::new())
+        Ok(Reloaded {
+            changes: Vec::new(),
+            unknown: Vec::new(),
+        })
     }
 
     fn stop(&self) {
