@@ -7,14 +7,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
-
 use crate::audit::{Audit, AuditError, Event, Outcome};
 use crate::backend::Version;
 use crate::caller::{Caller, CallerError, Evidence, Lookup};
 use crate::clock::Clock;
 use crate::policy::{Decision, Policy, Reason, RuleName};
 use crate::secret::{Name, SecretPath};
+use crate::sync::Swap;
 use crate::sys::Uid;
 
 #[cfg(test)]
@@ -33,11 +32,26 @@ pub enum Authority {
 #[derive(Debug)]
 pub struct Access {
     authority: Authority,
-    policy: ArcSwap<Policy>,
+    rules: Swap<Rules>,
     lookup: Arc<dyn Lookup>,
     audit: Audit,
     full_detail: bool,
     clock: Clock,
+}
+
+/// A policy, and the number of the config that it is of.
+#[derive(Debug)]
+struct Rules {
+    policy: Policy,
+    edition: u64,
+}
+
+/// A yes.
+#[derive(Debug)]
+struct Yes {
+    rule: RuleName,
+    /// Of the policy that said it.
+    edition: u64,
 }
 
 impl Access {
@@ -54,7 +68,7 @@ impl Access {
     ) -> Self {
         Self {
             authority,
-            policy: ArcSwap::from_pointee(policy),
+            rules: Swap::new(Rules { policy, edition: 0 }),
             lookup,
             audit,
             full_detail,
@@ -62,9 +76,16 @@ impl Access {
         }
     }
 
-    /// Puts another policy in force, for every access from now on.
-    pub fn replace_policy(&self, policy: Policy) {
-        self.policy.store(Arc::new(policy));
+    /// Puts another policy in force, for every access from now on. The tree must have the places of this edition by then:
+    /// it does both.
+    pub fn replace_policy(&self, policy: Policy, edition: u64) {
+        self.rules.store(Rules { policy, edition });
+    }
+
+    /// The number of the config that the policy in force is of.
+    #[must_use]
+    pub fn edition(&self) -> u64 {
+        self.rules.load().edition
     }
 
     /// May `caller` read this secret? A no is in the audit log when this returns; a yes will be, when the permit is
@@ -102,9 +123,11 @@ impl Access {
         written: Written,
     ) -> Result<Permit, Denied> {
         let subject = Some(path.to_string().into());
-        let account = self.decide(caller, action, subject, written, |p, c| p.check(c, path))?;
+        let (account, edition) =
+            self.decide(caller, action, subject, written, |p, c| p.check(c, path))?;
         Ok(Permit {
             path: path.clone(),
+            edition,
             account: Some(account),
         })
     }
@@ -119,13 +142,46 @@ impl Access {
         action: &'static str,
     ) -> Option<Permit> {
         let started = self.clock.now();
-        let rule = self.ask(&mut caller, |p, c| p.check(c, path)).ok()?;
+        let Yes { rule, edition } = self.ask(&mut caller, |p, c| p.check(c, path)).ok()?;
         self.audit.ready().ok()?;
         let account = self.account(caller, action, Some(path.to_string().into()), rule, started);
         Some(Permit {
             path: path.clone(),
+            edition,
             account: Some(account),
         })
+    }
+
+    /// The permit, if other rules that came into force since would give it, too. To be asked while the caller still waits,
+    /// when what the permit is for can be found by whoever checks open handles again: a handle that is added after that
+    /// check would escape it. A no is in the audit log.
+    ///
+    /// # Errors
+    /// [`Denied`]
+    pub fn still(&self, mut permit: Permit) -> Result<Permit, Denied> {
+        if self.edition() == permit.edition {
+            return Ok(permit);
+        }
+        let Some(mut account) = permit.account.take() else {
+            return Ok(permit);
+        };
+        match self.ask(&mut account.caller, |p, c| p.check(c, &permit.path)) {
+            Ok(Yes { rule, edition }) => {
+                (account.rule, permit.edition) = (rule, edition);
+                permit.account = Some(account);
+                Ok(permit)
+            }
+            Err(denied) => {
+                let Account {
+                    caller,
+                    action,
+                    subject,
+                    started,
+                    ..
+                } = account;
+                Err(self.deny(caller, action, subject, denied, started, Written::Soon))
+            }
+        }
     }
 
     /// May the reader of an open handle still read? Asked at each read; only a no is in the audit log.
@@ -178,7 +234,7 @@ impl Access {
         action: &'static str,
         subject: Option<Arc<str>>,
     ) -> Result<Mandate, Denied> {
-        let account = self.decide(caller, action, subject, Written::Now, |p, c| {
+        let (account, _) = self.decide(caller, action, subject, Written::Now, |p, c| {
             p.check_manage(c, service)
         })?;
         Ok(Mandate {
@@ -198,6 +254,7 @@ impl Access {
     #[must_use]
     pub fn explain(&self, mut caller: Caller, path: &SecretPath) -> Explanation {
         let decision = self.ask_policy(&mut caller, |p, c| p.check(c, path));
+        let decision = decision.map(|yes| yes.rule);
         Explanation { decision, caller }
     }
 
@@ -208,16 +265,19 @@ impl Access {
         subject: Option<Arc<str>>,
         written: Written,
         question: impl Fn(&Policy, &Caller) -> Decision,
-    ) -> Result<Account, Denied> {
+    ) -> Result<(Account, u64), Denied> {
         let started = self.clock.now();
         let answer = self
             .ask(&mut caller, question)
-            .and_then(|rule| match self.audit.ready() {
-                Ok(()) => Ok(rule),
+            .and_then(|yes| match self.audit.ready() {
+                Ok(()) => Ok(yes),
                 Err(error) => Err(Denied::Audit(error.to_string())),
             });
         match answer {
-            Ok(rule) => Ok(self.account(caller, action, subject, rule, started)),
+            Ok(Yes { rule, edition }) => Ok((
+                self.account(caller, action, subject, rule, started),
+                edition,
+            )),
             Err(denied) => Err(self.deny(caller, action, subject, denied, started, written)),
         }
     }
@@ -226,9 +286,12 @@ impl Access {
         &self,
         caller: &mut Caller,
         question: impl Fn(&Policy, &Caller) -> Decision,
-    ) -> Result<RuleName, Denied> {
+    ) -> Result<Yes, Denied> {
         match self.authority {
-            Authority::Identity => Ok(RuleName::from("identity")),
+            Authority::Identity => Ok(Yes {
+                rule: RuleName::from("identity"),
+                edition: self.edition(),
+            }),
             Authority::Policy => self.ask_policy(caller, question),
         }
     }
@@ -238,14 +301,15 @@ impl Access {
         &self,
         caller: &mut Caller,
         question: impl Fn(&Policy, &Caller) -> Decision,
-    ) -> Result<RuleName, Denied> {
+    ) -> Result<Yes, Denied> {
         if caller.tid.0 == 0 {
             return Err(Denied::Caller(CallerError::Invisible));
         }
-        let policy = self.policy.load();
+        let rules = self.rules.load();
+        let edition = rules.edition;
         loop {
-            match question(&policy, caller) {
-                Decision::Allowed(rule) => return Ok(rule),
+            match question(&rules.policy, caller) {
+                Decision::Allowed(rule) => return Ok(Yes { rule, edition }),
                 Decision::Denied(reason) => return Err(Denied::Policy(reason)),
                 // Each turn fills in one of two unknowns, so there are at most three.
                 Decision::Undecided(evidence) => caller
@@ -340,6 +404,7 @@ enum Written {
 #[derive(Debug)]
 pub struct Permit {
     path: SecretPath,
+    edition: u64,
     account: Option<Account>,
 }
 
@@ -348,6 +413,12 @@ impl Permit {
     #[must_use]
     pub fn path(&self) -> &SecretPath {
         &self.path
+    }
+
+    /// The number of the config whose rules allow it: the secret is to be found where that config says.
+    #[must_use]
+    pub fn edition(&self) -> u64 {
+        self.edition
     }
 
     /// Has the outcome written down, off the caller's path.
@@ -459,6 +530,9 @@ pub enum Denied {
     /// It could not have been written down.
     #[error("the audit log cannot be written: {0}")]
     Audit(String),
+    /// The rules were replaced again and again while they were asked.
+    #[error("the config is being replaced")]
+    Unsettled,
 }
 
 /// What the policy says of a caller, with everything that it wanted to know.

@@ -11,7 +11,6 @@ use std::ffi::OsStr;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use futures_util::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
 use tokio::sync::oneshot;
@@ -26,10 +25,12 @@ use crate::secret::{Name, SecretPath};
 use crate::sys::{Gid, Uid};
 
 pub mod catalogue;
+mod editions;
 pub mod errno;
 mod handles;
 mod inodes;
 mod names;
+mod permits;
 mod types;
 
 pub use crate::cache::Answer;
@@ -39,6 +40,7 @@ pub use handles::Fh;
 pub use inodes::{Ino, Tell};
 pub use types::{Attr, DirEntry, Kernel, Kind, Opened, TreeFigures, Xattr};
 
+use editions::Editions;
 use handles::{Handles, OpenFile};
 use inodes::{Inodes, Node, Occupied, SecretNode};
 use names::Listing;
@@ -55,7 +57,7 @@ const OCCUPIED: Duration = Duration::from_millis(200);
 /// The file system.
 #[derive(Debug)]
 pub struct Tree {
-    catalogue: ArcSwap<Catalogue>,
+    editions: Editions,
     access: Arc<Access>,
     cache: Arc<Cache>,
     inodes: Inodes,
@@ -76,7 +78,7 @@ impl Tree {
         started: Timestamp,
     ) -> Arc<Self> {
         Arc::new(Self {
-            catalogue: ArcSwap::from_pointee(catalogue),
+            editions: Editions::new(catalogue, access.edition()),
             access,
             cache,
             inodes: Inodes::new(),
@@ -92,15 +94,10 @@ impl Tree {
         let _ = self.kernel.set(kernel);
     }
 
-    /// Puts another catalogue in force, for every call from now on.
-    pub fn replace_catalogue(&self, catalogue: Catalogue) {
-        self.catalogue.store(Arc::new(catalogue));
-    }
-
     /// The tree as configured.
     #[must_use]
     pub fn catalogue(&self) -> Arc<Catalogue> {
-        self.catalogue.load_full()
+        Arc::clone(&self.editions.current())
     }
 
     /// Who decides.
@@ -144,22 +141,25 @@ impl Tree {
         if node.shown().is_some() {
             return Answer::Ready(Ok(self.file(&node)));
         }
-        let Some(permit) = self.access.peek(caller, &node.path, "stat") else {
+        let Some((permit, binding)) = self.peek(&caller, &node, "stat") else {
             return Answer::Ready(Ok(self.file(&node)));
         };
         let tree = Arc::clone(self);
-        self.fetch_quietly(permit).map(move |fetch| match fetch {
-            Ok(served) => {
-                node.show(&served.generation);
-                Ok(tree.file(&node))
-            }
-            Err(BackendError::Absent(_)) => Err(FsError::Absent),
-            // What cannot be fetched now has the size of what was never fetched; open(2) says what is wrong.
-            Err(BackendError::Refused(_))
-            | Err(
-                BackendError::Unreachable(_) | BackendError::Timeout(_) | BackendError::Unusable(_),
-            ) => Ok(tree.file(&node)),
-        })
+        self.fetch_quietly(permit, binding)
+            .map(move |fetch| match fetch {
+                Ok(served) => {
+                    node.show(&served.generation);
+                    Ok(tree.file(&node))
+                }
+                Err(BackendError::Absent(_)) => Err(FsError::Absent),
+                // What cannot be fetched now has the size of what was never fetched; open(2) says what is wrong.
+                Err(BackendError::Refused(_))
+                | Err(
+                    BackendError::Unreachable(_)
+                    | BackendError::Timeout(_)
+                    | BackendError::Unusable(_),
+                ) => Ok(tree.file(&node)),
+            })
     }
 
     /// `access(2)`: `read` and `write` as asked for, `execute` for directories only.
@@ -208,13 +208,15 @@ impl Tree {
         if writing {
             return Answer::Ready(Err(FsError::ReadOnly));
         }
-        let permit = match self.access.open(caller, &node.path, "open") {
-            Ok(permit) => permit,
-            Err(_) => return Answer::Ready(Err(FsError::Denied)),
+        let permitted = self.permitted(
+            || self.access.open(caller.clone(), &node.path, "open"),
+            |catalogue| (node.binding(catalogue), catalogue.look(&node.path).reads),
+        );
+        let Ok((permit, (binding, reads))) = permitted else {
+            return Answer::Ready(Err(FsError::Denied));
         };
         let tree = Arc::clone(self);
-        let binding = node.binding(&self.catalogue.load());
-        self.fetch_from(&permit, binding).then(move |fetch| {
+        self.fetch(&permit, binding).then(move |fetch| {
             let served = match &fetch {
                 Ok(served) => Arc::clone(&served.generation),
                 Err(error) => {
@@ -223,23 +225,21 @@ impl Tree {
                     return Answer::Ready(reply);
                 }
             };
-            match tree.opened(&node, &served) {
+            match tree.opened(&node, &served, reads) {
                 Err(FsError::Superseded) => {}
-                reply => {
-                    settle(permit, &fetch);
-                    return Answer::Ready(reply);
-                }
+                reply => return Answer::Ready(tree.give(permit, &fetch, reply)),
             }
             // Most who read through the page cache are done in a moment.
             Answer::Pending(Box::pin(async move {
                 let _ = tokio::time::timeout(OCCUPIED, node.vacated(&served)).await;
-                let reply = tree.opened(&node, &served);
-                match reply {
+                match tree.opened(&node, &served, reads) {
                     // Nothing was given. Who came by path comes again at once, to the new inode.
-                    Err(FsError::Superseded) => permit.waive(),
-                    Ok(_) | Err(_) => settle(permit, &fetch),
+                    Err(FsError::Superseded) => {
+                        permit.waive();
+                        Err(FsError::Superseded)
+                    }
+                    reply => tree.give(permit, &fetch, reply),
                 }
-                reply
             }))
         })
     }
@@ -350,11 +350,11 @@ impl Tree {
         let Some(wanted) = Xattr::ALL.into_iter().find(|xattr| xattr.name() == name) else {
             return Answer::Ready(Err(FsError::NoAttribute));
         };
-        let Some(permit) = self.access.peek(caller, &node.path, "getxattr") else {
+        let Some((permit, binding)) = self.peek(&caller, &node, "getxattr") else {
             return Answer::Ready(Err(FsError::Denied));
         };
-        let look = self.catalogue.load().look(&node.path);
-        self.fetch_quietly(permit).map(move |fetch| {
+        let look = self.editions.current().look(&node.path);
+        self.fetch_quietly(permit, binding).map(move |fetch| {
             let Generation {
                 number,
                 version,
@@ -388,7 +388,7 @@ impl Tree {
             return Ok(Vec::new());
         };
         permit.waive();
-        let catalogue = self.catalogue.load();
+        let catalogue = self.editions.current();
         let fetched = catalogue
             .binding(&node.path)
             .and_then(|binding| self.cache.fresh(&node.path, &binding));
@@ -400,12 +400,9 @@ impl Tree {
             .collect())
     }
 
-    /// The value that a permit is for. The caller settles the permit when it knows how the access ended.
-    pub fn fetch(&self, permit: &Permit) -> Answer<Fetch> {
-        self.fetch_from(permit, self.catalogue.load().binding(permit.path()))
-    }
-
-    fn fetch_from(&self, permit: &Permit, binding: Option<Arc<Binding>>) -> Answer<Fetch> {
+    /// The value that a permit is for, from where [`Tree::permitted`] says. The caller settles the permit when it knows how
+    /// the access ended.
+    pub fn fetch(&self, permit: &Permit, binding: Option<Arc<Binding>>) -> Answer<Fetch> {
         match binding {
             Some(binding) => self.cache.get(permit.path(), &binding),
             None => Answer::Ready(Err(BackendError::Absent(format!(
@@ -431,7 +428,7 @@ impl Tree {
     pub fn changed(&self, reference: &Reference) -> BoxFuture<'static, ()> {
         self.cache.invalidate(reference);
         // Each that may show it, not only those that have: one may be on its way.
-        let mut paths = self.catalogue.load().paths_from(reference);
+        let mut paths = self.editions.current().paths_from(reference);
         paths.retain(|path| self.inodes.supersede_path(path));
         self.forget_names(paths)
     }
@@ -459,8 +456,8 @@ impl Tree {
     }
 
     /// Fetches for a permit that is only worth a line in the audit log if a backend was asked.
-    fn fetch_quietly(&self, permit: Permit) -> Answer<Fetch> {
-        match self.fetch(&permit) {
+    fn fetch_quietly(&self, permit: Permit, binding: Option<Arc<Binding>>) -> Answer<Fetch> {
+        match self.fetch(&permit, binding) {
             Answer::Ready(fetch) => {
                 permit.waive();
                 Answer::Ready(fetch)
@@ -473,8 +470,12 @@ impl Tree {
         }
     }
 
-    fn opened(&self, node: &Arc<SecretNode>, generation: &Arc<Generation>) -> Reply<Opened> {
-        let reads = self.catalogue.load().look(&node.path).reads;
+    fn opened(
+        &self,
+        node: &Arc<SecretNode>,
+        generation: &Arc<Generation>,
+        reads: Reads,
+    ) -> Reply<Opened> {
         // A superseded inode may stand for one generation after the other: never through the page cache.
         let cached = reads == Reads::Cached && self.inodes.is_current(node);
         let pinned = node.pin(generation, cached);
@@ -536,7 +537,7 @@ impl Tree {
     }
 
     fn file(&self, node: &SecretNode) -> Attr {
-        let look = self.catalogue.load().look(&node.path);
+        let look = self.editions.current().look(&node.path);
         let (size, modified) = node.tell();
         Attr {
             ino: node.ino,

@@ -252,7 +252,6 @@ pub fn runtime() -> Result<Runtime, RunError> {
 
 /// The parts, put together.
 struct Wired {
-    access: Arc<Access>,
     cache: Arc<Cache>,
     tree: Arc<Tree>,
     stores: BTreeMap<Name, Store>,
@@ -297,19 +296,13 @@ impl Wired {
         let backends: HashMap<Name, Arc<dyn Backend>> = stores.iter().map(backend).collect();
         let cache = Arc::new(Cache::new(backends, times(config), epoch, clock.clone()));
         let catalogue = Catalogue::new(config, &System);
-        let tree = Tree::new(
-            catalogue,
-            Arc::clone(&access),
-            Arc::clone(&cache),
-            clock.timestamp(),
-        );
+        let tree = Tree::new(catalogue, access, Arc::clone(&cache), clock.timestamp());
         let parts = AuditParts {
             target: config.audit.target.clone(),
             key,
         };
         let unknown = unknown.iter().map(ToString::to_string).collect();
         Ok(Self {
-            access,
             cache,
             tree,
             stores,

@@ -313,9 +313,24 @@ fn a_new_policy_holds_from_the_next_question_on() {
     let narrowed = bench.access.read(thread(2, 2), &own).unwrap_err();
     assert_eq!(narrowed, Denied::Policy(Reason::Narrowed));
     bench.access.read(thread(1, 1), &own).unwrap();
-    bench.access.replace_policy(Policy::default());
+    bench.access.replace_policy(Policy::default(), 1);
     let nobody = bench.access.read(thread(1, 1), &own).unwrap_err();
     assert_eq!(nobody, Denied::Policy(Reason::NoService));
+}
+
+#[test]
+fn a_permit_of_other_rules_is_asked_for_again() {
+    let bench = Bench::new();
+    let permit = bench.open(thread(2, 2)).unwrap();
+    assert_eq!(permit.edition(), 0);
+    let permit = bench.access.still(permit).unwrap();
+    bench.access.replace_policy(policy(), 1);
+    let permit = bench.access.still(permit).unwrap();
+    assert_eq!((permit.edition(), bench.access.edition()), (1, 1));
+    bench.access.replace_policy(Policy::default(), 2);
+    let denied = bench.access.still(permit).unwrap_err();
+    assert_eq!(denied, Denied::Policy(Reason::NoService));
+    assert_eq!(bench.log.lines(), ["2 open s/x denied"]);
 }
 
 #[test]

@@ -227,6 +227,7 @@ impl Job<'_> {
             }
             Denied::Caller(_) => "ask from where the daemon can see you".to_owned(),
             Denied::Audit(_) => "see `secretfs doctor`".to_owned(),
+            Denied::Unsettled => "ask again".to_owned(),
         };
         Failure::new(Kind::Denied, format!("denied: {denied}: {mend}"))
     }

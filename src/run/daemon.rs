@@ -12,7 +12,6 @@ use tokio::sync::watch;
 
 use super::watch::Print;
 use super::{ACCOUNTS, Wired, times};
-use crate::access::Access;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -32,7 +31,6 @@ const ACCOUNT_FILES: [&str; 2] = ["/etc/passwd", "/etc/group"];
 /// The running server.
 #[derive(Debug)]
 pub(super) struct Running {
-    access: Arc<Access>,
     cache: Arc<Cache>,
     tree: Arc<Tree>,
     /// Held while a config or accounts are read and put in force, so that two never mix.
@@ -70,7 +68,6 @@ impl Running {
         clock: &Clock,
     ) -> Self {
         Self {
-            access: Arc::clone(&wired.access),
             cache: Arc::clone(&wired.cache),
             tree: Arc::clone(&wired.tree),
             turn: Mutex::new(Turn {
@@ -201,8 +198,7 @@ impl Running {
             return false;
         }
         let catalogue = Catalogue::new(config, &System);
-        self.access.replace_policy(policy);
-        self.tree.replace_catalogue(catalogue);
+        self.tree.put_in_force(policy, catalogue);
         self.cache.set_times(times(config));
         *self.unknown.lock().unwrap_or_else(PoisonError::into_inner) = unknown;
         self.watched.send_if_modified(|watched| {
