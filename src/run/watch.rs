@@ -145,7 +145,7 @@ impl Eye {
     async fn event(&self) {
         loop {
             let read = match self.inotify.readable().await {
-                Ok(mut ready) => ready.try_io(|fd| Ok(fd.get_ref().read()?)),
+                Ok(mut ready) => ready.try_io(|fd| fd.get_ref().read()),
                 Err(error) => Ok(Err(error)),
             };
             match read {

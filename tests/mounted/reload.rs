@@ -96,15 +96,16 @@ fn a_watched_config_is_taken_up_however_it_is_written() {
     needs!();
     let daemon = start("watch = true");
     let mut readers = [4001, 4002].map(|uid| (uid, daemon.probe(&Who::uid(uid))));
-    let ways: [(&str, &dyn Fn(&str)); 3] = [
-        ("in place", &|services| daemon.configure(services)),
-        ("renamed over", &|services| rename_over(&daemon, services)),
-        ("in place again", &|services| daemon.configure(services)),
-    ];
-    for (turn, (how, write)) in ways.into_iter().enumerate() {
+    for (turn, how) in ["in place", "renamed over", "in place"]
+        .into_iter()
+        .enumerate()
+    {
         let (uid, reader) = &mut readers[(turn + 1) % 2];
         assert!(!reads(reader, &daemon), "{how}");
-        write(&service(*uid, "a"));
+        match how {
+            "renamed over" => rename_over(&daemon, &service(*uid, "a")),
+            _ => daemon.configure(&service(*uid, "a")),
+        }
         let taken = eventually(Duration::from_secs(2), || reads(reader, &daemon));
         assert!(taken, "{how}: {}", daemon.log());
         assert!(!reads(&mut readers[turn % 2].1, &daemon), "{how}");
