@@ -149,6 +149,29 @@ fn a_config_behind_a_link_that_is_swapped_is_taken_up() {
 }
 
 #[test]
+fn where_the_folder_cannot_be_watched_it_is_said_once_and_looked_at() {
+    needs!();
+    let setup = Setup {
+        top: "watch = true",
+        services: &service(4001, "a"),
+        values: &VALUES,
+        // Who may pass through the folder and not read it.
+        user: Some("daemon"),
+        ..Setup::default()
+    };
+    let daemon = setup.start();
+    let said = || daemon.log().matches("once a second").count();
+    assert!(eventually(DEADLINE, || said() == 1), "{}", daemon.log());
+    for uid in [4002, 4001] {
+        let mut reader = daemon.probe(&Who::uid(uid));
+        rename_over(&daemon, &service(uid, "a"));
+        let taken = eventually(Duration::from_secs(4), || reads(&mut reader, &daemon));
+        assert!(taken, "{}", daemon.log());
+    }
+    assert_eq!(said(), 1, "{}", daemon.log());
+}
+
+#[test]
 fn a_mistake_keeps_the_old_rules_and_is_said_once() {
     needs!();
     let daemon = start("watch = true");
