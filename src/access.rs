@@ -17,6 +17,7 @@ use crate::events::{Events, What};
 use crate::policy::revocation::{Revocation, Revocations, Target};
 use crate::policy::{Decision, Policy, Reason, RuleName};
 use crate::secret::{Name, SecretPath};
+use crate::sync::Swap;
 use crate::sys::Uid;
 
 mod permit;
@@ -40,13 +41,28 @@ pub enum Authority {
 #[derive(Debug)]
 pub struct Access {
     authority: Authority,
-    policy: ArcSwap<Policy>,
+    rules: Swap<Rules>,
     revocations: ArcSwap<Revocations>,
     lookup: Arc<dyn Lookup>,
     audit: Audit,
     full_detail: bool,
     clock: Clock,
     events: Events,
+}
+
+/// A policy, and the number of the config that it is of.
+#[derive(Debug)]
+struct Rules {
+    policy: Policy,
+    edition: u64,
+}
+
+/// A yes.
+#[derive(Debug)]
+struct Yes {
+    rule: RuleName,
+    /// Of the policy that said it.
+    edition: u64,
 }
 
 impl Access {
@@ -63,7 +79,7 @@ impl Access {
     ) -> Self {
         Self {
             authority,
-            policy: ArcSwap::from_pointee(policy),
+            rules: Swap::new(Rules { policy, edition: 0 }),
             revocations: ArcSwap::default(),
             lookup,
             audit,
@@ -85,9 +101,16 @@ impl Access {
         &self.events
     }
 
-    /// Puts another policy in force, for every access from now on.
-    pub fn replace_policy(&self, policy: Policy) {
-        self.policy.store(Arc::new(policy));
+    /// Puts another policy in force, for every access from now on. The tree must have the places of this edition by then:
+    /// it does both.
+    pub fn replace_policy(&self, policy: Policy, edition: u64) {
+        self.rules.store(Rules { policy, edition });
+    }
+
+    /// The number of the config that the policy in force is of.
+    #[must_use]
+    pub fn edition(&self) -> u64 {
+        self.rules.load().edition
     }
 
     /// What was taken away. Those whose time is over may still be among it.
@@ -161,10 +184,10 @@ impl Access {
         written: Written,
     ) -> Result<Permit, Denied> {
         let subject = Some(path.to_string().into());
-        let account = self.decide(caller, action, subject, written, |caller| {
+        let (account, edition) = self.decide(caller, action, subject, written, |caller| {
             self.may_read(caller, path, None)
         })?;
-        Ok(Permit::new(path.clone(), account))
+        Ok(Permit::new(path.clone(), account, edition))
     }
 
     /// The same question for what is not an access of its own and not in the audit log when refused: a `stat` that
@@ -177,10 +200,33 @@ impl Access {
         action: &'static str,
     ) -> Option<Permit> {
         let started = self.clock.now();
-        let rule = self.may_read(&mut caller, path, None).ok()?;
+        let Yes { rule, edition } = self.may_read(&mut caller, path, None).ok()?;
         self.audit.ready().ok()?;
         let account = self.account(caller, action, Some(path.to_string().into()), rule, started);
-        Some(Permit::new(path.clone(), account))
+        Some(Permit::new(path.clone(), account, edition))
+    }
+
+    /// The permit, if what has changed since it was given would give it, too, and this version. To be asked while the caller
+    /// still waits, when what the permit is for can be found by whoever checks open handles again: a handle that is added
+    /// after that check would escape it. A no is in the audit log.
+    ///
+    /// # Errors
+    /// [`Denied`]
+    pub fn still(&self, mut permit: Permit, version: &Version) -> Result<Permit, Denied> {
+        let asked = if self.edition() == permit.edition() {
+            self.give(&permit, version)
+        } else {
+            let path = permit.path().clone();
+            let answer = self.may_read(permit.opener_mut(), &path, Some(version));
+            answer.map(|yes| permit.renew(yes.rule, yes.edition))
+        };
+        match asked {
+            Ok(()) => Ok(permit),
+            Err(denied) => {
+                permit.refuse(&denied, Some(version.clone()));
+                Err(denied)
+            }
+        }
     }
 
     /// May the reader of an open handle still read this version? Asked at each read; only a no is in the audit log.
@@ -239,7 +285,7 @@ impl Access {
         if self.not_revoked(opener.uid, path, Some(version)).is_err() {
             return Recheck::Revoked;
         }
-        match self.policy.load().check(opener, path) {
+        match self.rules.load().policy.check(opener, path) {
             Decision::Allowed(_) => Recheck::Allowed,
             Decision::Denied(_) => Recheck::Revoked,
             Decision::Undecided(_) => Recheck::Unsure,
@@ -277,7 +323,7 @@ impl Access {
         action: &'static str,
         subject: Option<Arc<str>>,
     ) -> Result<Mandate, Denied> {
-        let account = self.decide(caller, action, subject, Written::Now, |caller| {
+        let (account, _) = self.decide(caller, action, subject, Written::Now, |caller| {
             self.ask(caller, |p, c| p.check_manage(c, service))
         })?;
         Ok(Mandate::new(account))
@@ -295,7 +341,7 @@ impl Access {
     /// # Errors
     /// [`Denied`]
     pub fn manage_any(&self, caller: Caller, action: &'static str) -> Result<Mandate, Denied> {
-        let account = self.decide(caller, action, None, Written::Now, |caller| {
+        let (account, _) = self.decide(caller, action, None, Written::Now, |caller| {
             self.ask(caller, Policy::check_manage_any)
         })?;
         Ok(Mandate::new(account))
@@ -312,6 +358,7 @@ impl Access {
     #[must_use]
     pub fn explain(&self, mut caller: Caller, path: &SecretPath) -> Explanation {
         let decision = self.may_read_by_policy(&mut caller, path, None);
+        let decision = decision.map(|yes| yes.rule);
         Explanation { decision, caller }
     }
 
@@ -321,15 +368,18 @@ impl Access {
         action: &'static str,
         subject: Option<Arc<str>>,
         written: Written,
-        question: impl FnOnce(&mut Caller) -> Result<RuleName, Denied>,
-    ) -> Result<Account, Denied> {
+        question: impl FnOnce(&mut Caller) -> Result<Yes, Denied>,
+    ) -> Result<(Account, u64), Denied> {
         let started = self.clock.now();
-        let answer = question(&mut caller).and_then(|rule| match self.audit.ready() {
-            Ok(()) => Ok(rule),
+        let answer = question(&mut caller).and_then(|yes| match self.audit.ready() {
+            Ok(()) => Ok(yes),
             Err(error) => Err(Denied::Audit(error.to_string())),
         });
         match answer {
-            Ok(rule) => Ok(self.account(caller, action, subject, rule, started)),
+            Ok(Yes { rule, edition }) => {
+                let account = self.account(caller, action, subject, rule, started);
+                Ok((account, edition))
+            }
             Err(denied) => Err(self.deny(caller, action, subject, denied, started, written)),
         }
     }
@@ -339,9 +389,9 @@ impl Access {
         caller: &mut Caller,
         path: &SecretPath,
         version: Option<&Version>,
-    ) -> Result<RuleName, Denied> {
+    ) -> Result<Yes, Denied> {
         match self.authority {
-            Authority::Identity => Ok(RuleName::from("identity")),
+            Authority::Identity => Ok(self.identity()),
             Authority::Policy => self.may_read_by_policy(caller, path, version),
         }
     }
@@ -351,11 +401,11 @@ impl Access {
         caller: &mut Caller,
         path: &SecretPath,
         version: Option<&Version>,
-    ) -> Result<RuleName, Denied> {
-        let rule = self.ask_policy(caller, |p, c| p.check(c, path))?;
+    ) -> Result<Yes, Denied> {
+        let yes = self.ask_policy(caller, |p, c| p.check(c, path))?;
         // Last: who is not allowed anyway learns nothing of what was taken away from others.
         self.not_revoked(caller.uid, path, version)?;
-        Ok(rule)
+        Ok(yes)
     }
 
     fn not_revoked(
@@ -379,10 +429,17 @@ impl Access {
         &self,
         caller: &mut Caller,
         question: impl Fn(&Policy, &Caller) -> Decision,
-    ) -> Result<RuleName, Denied> {
+    ) -> Result<Yes, Denied> {
         match self.authority {
-            Authority::Identity => Ok(RuleName::from("identity")),
+            Authority::Identity => Ok(self.identity()),
             Authority::Policy => self.ask_policy(caller, question),
+        }
+    }
+
+    fn identity(&self) -> Yes {
+        Yes {
+            rule: RuleName::from("identity"),
+            edition: self.edition(),
         }
     }
 
@@ -391,14 +448,15 @@ impl Access {
         &self,
         caller: &mut Caller,
         question: impl Fn(&Policy, &Caller) -> Decision,
-    ) -> Result<RuleName, Denied> {
+    ) -> Result<Yes, Denied> {
         if caller.tid.0 == 0 {
             return Err(Denied::Caller(CallerError::Invisible));
         }
-        let policy = self.policy.load();
+        let rules = self.rules.load();
+        let edition = rules.edition;
         loop {
-            match question(&policy, caller) {
-                Decision::Allowed(rule) => return Ok(rule),
+            match question(&rules.policy, caller) {
+                Decision::Allowed(rule) => return Ok(Yes { rule, edition }),
                 Decision::Denied(reason) => return Err(Denied::Policy(reason)),
                 // Each turn fills in one of two unknowns, so there are at most three.
                 Decision::Undecided(evidence) => caller
@@ -514,12 +572,15 @@ pub enum Denied {
     /// It could not have been written down.
     #[error("the audit log cannot be written: {0}")]
     Audit(String),
+    /// The rules were replaced again and again while they were asked.
+    #[error("the config is being replaced")]
+    Unsettled,
 }
 
 impl Denied {
     fn outcome(&self) -> Outcome {
         match self {
-            Self::Policy(_) | Self::Caller(_) | Self::Audit(_) => Outcome::Denied,
+            Self::Policy(_) | Self::Caller(_) | Self::Audit(_) | Self::Unsettled => Outcome::Denied,
             Self::Revoked(_) | Self::Taken => Outcome::Revoked,
         }
     }

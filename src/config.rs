@@ -16,6 +16,7 @@ use crate::secret::Name;
 use crate::sys::{Gid, Uid};
 
 pub mod accounts;
+pub mod changes;
 mod check;
 pub mod edit;
 mod file;
@@ -29,8 +30,11 @@ pub use values::{ValueError, duration};
 /// The whole config, checked: whoever holds one need not check anything again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// The file that it was read from.
+    /// The file that it was read from, without links in its path.
     pub file: PathBuf,
+    /// How it was named: the path that is followed again when the config is read again, because a link in it may lead
+    /// to another file by then.
+    pub named: PathBuf,
     /// Where the secrets appear.
     pub mount: PathBuf,
     /// Where the control socket and the daemon's lock stand.
@@ -39,6 +43,8 @@ pub struct Config {
     pub state: PathBuf,
     /// Whom the server becomes when root starts it.
     pub user: Option<Account>,
+    /// Whether the daemon reads the config again by itself when the file changes.
+    pub watch: bool,
     /// Who may change everything and steer the daemon. Root and `user` where the config says nothing.
     pub manage: Vec<RuleSpec>,
     /// Where values come from.
@@ -60,7 +66,9 @@ impl Config {
     /// [`ConfigErrors`]: why the file cannot be trusted, or every mistake in it.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let opened = open::open(path)?;
-        Self::parse(&opened.text, &opened.path)
+        let config = Self::parse(&opened.text, &opened.path)?;
+        let named = std::path::absolute(path).unwrap_or_else(|_| opened.path.clone());
+        Ok(Self { named, ..config })
     }
 
     /// Reads a config from its text. `file` is what errors call it.

@@ -10,7 +10,6 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use arc_swap::ArcSwap;
 use jiff::Timestamp;
 
 use crate::access::{Access, Permit};
@@ -22,12 +21,14 @@ use crate::sys::{Gid, Uid};
 
 pub mod catalogue;
 mod change;
+mod editions;
 pub mod errno;
 mod handles;
 mod inodes;
 mod names;
 mod node;
 mod open;
+mod permits;
 mod types;
 
 pub use crate::cache::Answer;
@@ -42,6 +43,7 @@ pub use types::{
     Attr, DirEntry, Kernel, Kind, Opened, Readiness, Renaming, TreeFigures, Waiter, Xattr,
 };
 
+use editions::Editions;
 use handles::Handles;
 use inodes::{Inodes, Node};
 use names::Listing;
@@ -53,7 +55,7 @@ pub type Reply<T> = Result<T, FsError>;
 /// The file system.
 #[derive(Debug)]
 pub struct Tree {
-    catalogue: ArcSwap<Catalogue>,
+    editions: Editions,
     access: Arc<Access>,
     cache: Arc<Cache>,
     inodes: Inodes,
@@ -74,7 +76,7 @@ impl Tree {
         started: Timestamp,
     ) -> Arc<Self> {
         Arc::new(Self {
-            catalogue: ArcSwap::from_pointee(catalogue),
+            editions: Editions::new(catalogue, access.edition()),
             access,
             cache,
             inodes: Inodes::new(),
@@ -90,15 +92,10 @@ impl Tree {
         let _ = self.kernel.set(kernel);
     }
 
-    /// Puts another catalogue in force, for every call from now on.
-    pub fn replace_catalogue(&self, catalogue: Catalogue) {
-        self.catalogue.store(Arc::new(catalogue));
-    }
-
     /// The tree as configured.
     #[must_use]
     pub fn catalogue(&self) -> Arc<Catalogue> {
-        self.catalogue.load_full()
+        Arc::clone(&self.editions.current())
     }
 
     /// Who decides.
@@ -147,11 +144,11 @@ impl Tree {
         if node.has_shown() {
             return Answer::Ready(Ok(self.file(&node)));
         }
-        let Some(permit) = self.access.peek(caller, &node.path, "stat") else {
+        let Some((permit, binding)) = self.peek(&caller, &node, "stat") else {
             return Answer::Ready(Ok(self.file(&node)));
         };
         let tree = Arc::clone(self);
-        let fetching = self.fetch_quietly(permit, &node.view);
+        let fetching = self.fetch_quietly(permit, binding, &node.view);
         fetching.map(move |fetch| match fetch {
             Ok(served) => {
                 node.show(&served.generation);
@@ -248,12 +245,13 @@ impl Tree {
         let Some(wanted) = Xattr::ALL.into_iter().find(|xattr| xattr.name() == name) else {
             return Answer::Ready(Err(FsError::NoAttribute));
         };
-        let Some(permit) = self.access.peek(caller, &node.path, "getxattr") else {
+        let Some((permit, binding)) = self.peek(&caller, &node, "getxattr") else {
             return Answer::Ready(Err(FsError::Denied));
         };
-        let look = self.catalogue.load().look(&node.path);
+        let look = self.editions.current().look(&node.path);
         let follows = node.view.follows();
-        self.fetch_quietly(permit, &node.view).map(move |fetch| {
+        let fetching = self.fetch_quietly(permit, binding, &node.view);
+        fetching.map(move |fetch| {
             let Generation {
                 number,
                 version,
@@ -289,7 +287,7 @@ impl Tree {
             return Ok(Vec::new());
         };
         permit.waive();
-        let catalogue = self.catalogue.load();
+        let catalogue = self.editions.current();
         let fetched = catalogue
             .binding(&node.path)
             .and_then(|binding| self.cache.fresh(&node.path, &binding));
@@ -302,10 +300,15 @@ impl Tree {
             .collect())
     }
 
-    /// The value that a permit is for. The caller settles the permit when it knows how the access ended.
-    pub fn fetch(self: &Arc<Self>, permit: &Permit) -> Answer<Fetch> {
+    /// The value that a permit is for, from where [`Tree::permitted`] says. The caller settles the permit when it knows how
+    /// the access ended.
+    pub fn fetch(
+        self: &Arc<Self>,
+        permit: &Permit,
+        binding: Option<Arc<Binding>>,
+    ) -> Answer<Fetch> {
         let (tree, path) = (Arc::clone(self), permit.path().clone());
-        let fetching = self.fetch_from(permit, self.catalogue.load().binding(&path));
+        let fetching = self.fetch_view(permit, binding, &View::Current);
         fetching.map(move |fetch| {
             if let (Ok(served), Some(node)) = (&fetch, tree.inodes.current(&path)) {
                 tree.noticed(&node, &served.generation);
@@ -314,26 +317,40 @@ impl Tree {
         })
     }
 
-    fn fetch_from(&self, permit: &Permit, binding: Option<Arc<Binding>>) -> Answer<Fetch> {
-        match binding {
-            Some(binding) => self.cache.get(permit.path(), &binding),
-            None => no_place(permit),
+    /// What a view shows.
+    fn fetch_view(
+        &self,
+        permit: &Permit,
+        binding: Option<Arc<Binding>>,
+        view: &View,
+    ) -> Answer<Fetch> {
+        let path = permit.path();
+        let Some(binding) = binding else {
+            return Answer::Ready(Err(BackendError::Absent(format!(
+                "{path}: no binding and no source in the config"
+            ))));
+        };
+        match view {
+            View::Current => self.cache.get(path, &binding),
+            View::Fresh => self.cache.refresh(path, &binding),
+            View::Previous => self.cache.previous(path, &binding),
+            View::Version(version) => self.cache.version(path, &binding, version),
         }
     }
 
-    /// What a view shows, for a question that is no access of its own: only worth a line in the audit log if a backend was
-    /// asked.
-    fn fetch_quietly(&self, permit: Permit, view: &View) -> Answer<Fetch> {
-        let binding = self.catalogue.load().binding(permit.path());
-        let fetching = match (view, binding) {
-            (_, None) => no_place(&permit),
-            (View::Current | View::Fresh, Some(binding)) => self.cache.get(permit.path(), &binding),
-            (View::Previous, Some(binding)) => self.cache.previous(permit.path(), &binding),
-            (View::Version(version), Some(binding)) => {
-                self.cache.version(permit.path(), &binding, version)
-            }
+    /// The same for a question that is no access of its own: only worth a line in the audit log if a backend was asked.
+    fn fetch_quietly(
+        &self,
+        permit: Permit,
+        binding: Option<Arc<Binding>>,
+        view: &View,
+    ) -> Answer<Fetch> {
+        // Only an open asks for the newest.
+        let view = match view {
+            View::Fresh => &View::Current,
+            view @ (View::Current | View::Previous | View::Version(_)) => view,
         };
-        match fetching {
+        match self.fetch_view(&permit, binding, view) {
             Answer::Ready(fetch) => {
                 permit.waive();
                 Answer::Ready(fetch)
@@ -383,7 +400,7 @@ impl Tree {
     }
 
     fn file(&self, node: &SecretNode) -> Attr {
-        let look = self.catalogue.load().look(&node.path);
+        let look = self.editions.current().look(&node.path);
         let (size, modified) = node.tell();
         Attr {
             ino: node.ino,
@@ -397,11 +414,4 @@ impl Tree {
             modified: modified.unwrap_or(self.started),
         }
     }
-}
-
-fn no_place(permit: &Permit) -> Answer<Fetch> {
-    Answer::Ready(Err(BackendError::Absent(format!(
-        "{}: no binding and no source in the config",
-        permit.path()
-    ))))
 }

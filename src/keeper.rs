@@ -325,7 +325,8 @@ impl Keeper<'_> {
         // By the running file itself: its path may lead to a newer version meanwhile.
         let mut command = Command::new("/proc/self/exe");
         command.arg0("secretfs");
-        command.arg("--config").arg(&self.config.file).arg("serve");
+        // As it was named, so that the server follows its links again at each reload.
+        command.arg("--config").arg(&self.config.named).arg("serve");
         if let Some(user) = &self.config.user {
             command
                 .arg("--user")

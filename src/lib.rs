@@ -20,4 +20,5 @@ pub mod keeper;
 pub mod policy;
 pub mod run;
 pub mod secret;
+mod sync;
 pub mod sys;

@@ -40,9 +40,11 @@ use crate::sys::{self, SecretMemory};
 mod daemon;
 mod revocations;
 mod state;
+mod watch;
 
 use daemon::Running;
 pub use revocations::read as kept_revocations;
+use watch::Print;
 
 /// How long the end may take: what is under way is answered, the audit log is written out.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -50,6 +52,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 const TASKS: &str = "task";
 /// How often users and groups are looked up that were not known.
 const ACCOUNTS: Duration = Duration::from_secs(60);
+/// How often it is looked whether the machine's own users and groups have changed, while some are not known.
+const ACCOUNT_FILES: Duration = Duration::from_secs(1);
 
 /// Why the parts could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -143,19 +147,21 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         .check()
         .map_err(RunError::system("/proc"))?;
 
+    let file = Print::of(config);
     let config = Config::load(config)?;
     let stores = open_stores(&config, inherited.identities, inherited.keys, clock)?;
     let epoch = state::next_epoch(&config.state)?;
     let revocations = revocations::read(&config.state)?;
     let wired = Wired::new(&config, stores, Authority::Policy, epoch, clock)?;
-    wired.access.replace_revocations(revocations);
+    wired.tree.access().replace_revocations(revocations);
     let mut word = UnixStream::from(inherited.word);
     let ending = word
         .try_clone()
         .map_err(RunError::system("the keeper's socket"))?;
-    let running = Arc::new(Running::new(config, &wired, ending, clock));
-
     let runtime = runtime()?;
+    let handle = runtime.handle().clone();
+    let running = Arc::new(Running::new(config, file, &wired, ending, handle, clock));
+
     let session = Session::start(
         Arc::clone(&wired.tree),
         inherited.device,
@@ -183,8 +189,12 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
             Limits::default(),
             shutdown,
         ));
-        let mut lost = watch(session)?;
-        let mut accounts = tokio::time::interval(ACCOUNTS);
+        let (watching, looking) = (Arc::clone(&running), Arc::clone(&running));
+        tokio::spawn(async move {
+            watch::run(&watching.file(), watching.watched(), || looking.look()).await;
+        });
+        let mut lost = await_end(session)?;
+        let mut accounts = tokio::time::interval(ACCOUNT_FILES);
         accounts.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         word.write_all(&keeper::READY)?;
         let why = loop {
@@ -208,7 +218,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
 }
 
 /// Says when the mount is gone. On a thread of its own: the runtime's end would wait for one of its own.
-fn watch(session: Session) -> io::Result<oneshot::Receiver<io::Result<()>>> {
+fn await_end(session: Session) -> io::Result<oneshot::Receiver<io::Result<()>>> {
     let (lost, gone) = oneshot::channel();
     let wait = move || drop(lost.send(session.wait()));
     thread::Builder::new()
@@ -235,7 +245,7 @@ pub fn direct(config: &Config, prompt: &Prompt, clock: &Clock) -> Result<Handler
     // Nothing is denied by them here, but `status` and `explain` show them. What the daemon could not start with is no
     // reason not to: `doctor` names it.
     if let Ok(revocations) = revocations::read(&config.state) {
-        wired.access.replace_revocations(revocations);
+        wired.tree.access().replace_revocations(revocations);
     }
     Ok(wired.handler(None))
 }
@@ -256,7 +266,6 @@ pub fn runtime() -> Result<Runtime, RunError> {
 
 /// The parts, put together.
 struct Wired {
-    access: Arc<Access>,
     cache: Arc<Cache>,
     tree: Arc<Tree>,
     stores: BTreeMap<Name, Store>,
@@ -304,19 +313,13 @@ impl Wired {
         let cache = Cache::new(backends, times(config), epoch, clock.clone());
         let cache = Arc::new(cache.with_events(events));
         let catalogue = Catalogue::new(config, &System);
-        let tree = Tree::new(
-            catalogue,
-            Arc::clone(&access),
-            Arc::clone(&cache),
-            clock.timestamp(),
-        );
+        let tree = Tree::new(catalogue, access, Arc::clone(&cache), clock.timestamp());
         let parts = AuditParts {
             target: config.audit.target.clone(),
             key,
         };
         let unknown = unknown.iter().map(ToString::to_string).collect();
         Ok(Self {
-            access,
             cache,
             tree,
             stores,

@@ -5,12 +5,14 @@
 #![allow(unsafe_code, reason = "this is the module that holds all of it")]
 
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::{fmt, io};
 
+use nix::sys::inotify::{Inotify, InotifyEvent};
+use tokio::io::unix::AsyncFd;
 use zeroize::Zeroizing;
 
 /// A user's number, as the host sees it.
@@ -336,6 +338,36 @@ impl Drop for SecretMemory {
         // SAFETY: the mapping is ours alone and nothing refers to it any more.
         unsafe { libc::munmap(self.memory.as_ptr().cast(), Self::SIZE) };
     }
+}
+
+/// The kernel's word that files have changed, which tasks can wait for.
+#[derive(Debug)]
+pub struct Notices(Inotify);
+
+impl Notices {
+    /// What has happened since it was last asked.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] if nothing has.
+    pub fn read(&self) -> io::Result<Vec<InotifyEvent>> {
+        Ok(self.0.read_events()?)
+    }
+}
+
+impl AsRawFd for Notices {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+/// Lets tasks wait for what `inotify`, which must not block, has to say.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn await_notices(inotify: Inotify) -> io::Result<AsyncFd<Notices>> {
+    // SAFETY: `Notices` owns the descriptor, is the only way to it, always says the same number, and closes it only when
+    // `AsyncFd` drops it, which has let go of the number by then.
+    Ok(unsafe { AsyncFd::register(Notices(inotify)) }?)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use proc_macro2::{TokenStream, TokenTree};
 
 /// From the bottom to the top. Modules in one line do not import each other.
 const RANKS: &[&[&str]] = &[
-    &["clock", "sys"],
+    &["clock", "sync", "sys"],
     &["secret"],
     &["backend", "caller"],
     &["policy", "signal", "events"],

@@ -16,14 +16,16 @@ use crate::secret::SecretPath;
 #[derive(Debug)]
 pub struct Permit {
     path: SecretPath,
+    edition: u64,
     account: Account,
     settled: bool,
 }
 
 impl Permit {
-    pub(super) fn new(path: SecretPath, account: Account) -> Self {
+    pub(super) fn new(path: SecretPath, account: Account, edition: u64) -> Self {
         Self {
             path,
+            edition,
             account,
             settled: false,
         }
@@ -33,6 +35,21 @@ impl Permit {
     #[must_use]
     pub fn path(&self) -> &SecretPath {
         &self.path
+    }
+
+    /// The number of the config whose rules allow it: the secret is to be found where that config says.
+    #[must_use]
+    pub fn edition(&self) -> u64 {
+        self.edition
+    }
+
+    pub(super) fn opener_mut(&mut self) -> &mut Caller {
+        &mut self.account.caller
+    }
+
+    /// Other rules allow it as well.
+    pub(super) fn renew(&mut self, rule: RuleName, edition: u64) {
+        (self.account.rule, self.edition) = (rule, edition);
     }
 
     /// Who it was given to, with what had to be looked up of it.
@@ -61,7 +78,7 @@ impl Permit {
     }
 
     /// Has it written down, off the caller's path, that nothing was given because of `denied`.
-    pub fn revoked(mut self, denied: &Denied, version: Option<Version>) {
+    pub fn refuse(mut self, denied: &Denied, version: Option<Version>) {
         self.account.rule = denied.to_string().into();
         self.settle(denied.outcome(), version);
     }
@@ -70,7 +87,7 @@ impl Permit {
     ///
     /// # Errors
     /// [`AuditError`] if the log cannot be written.
-    pub fn revoked_now(
+    pub fn refuse_now(
         mut self,
         denied: &Denied,
         version: Option<Version>,

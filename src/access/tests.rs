@@ -324,7 +324,7 @@ fn a_new_policy_holds_from_the_next_question_on() {
     let narrowed = bench.access.read(thread(2, 2), &own, &one()).unwrap_err();
     assert_eq!(narrowed, Denied::Policy(Reason::Narrowed));
     bench.access.read(thread(1, 1), &own, &one()).unwrap();
-    bench.access.replace_policy(Policy::default());
+    bench.access.replace_policy(Policy::default(), 1);
     let nobody = bench.access.read(thread(1, 1), &own, &one()).unwrap_err();
     assert_eq!(nobody, Denied::Policy(Reason::NoService));
 }

@@ -228,8 +228,9 @@ secretfs explain billing/db-password --pid 4711
     },
     /// Have the daemon read its config again
     ///
-    /// All or nothing: a config with an error leaves everything as it was.
-    #[command(after_help = examples("secretfs reload"))]
+    /// All or nothing: a config with an error leaves everything as it was. Says what is different now. Files that are
+    /// open are checked again, too. With `watch = true` in the config the daemon does this by itself.
+    #[command(after_help = examples("secretfs reload\n  secretfs --json reload"))]
     Reload,
     /// Take something away now, from open files too
     ///

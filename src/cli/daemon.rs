@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::cli::session::Session;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::control::answers::Reloaded;
 use crate::control::{Failure, Kind, Request};
 use crate::keeper::mountpoint::Mountpoint;
 use crate::keeper::{self, KeeperError};
@@ -84,13 +85,22 @@ pub(crate) fn required(session: &mut Session) -> Result<(), Failure> {
 
 pub(crate) fn reload(session: &mut Session) -> Result<(), Failure> {
     required(session)?;
-    let notes: Vec<String> = session.ask(Request::Reload {})?;
+    let reloaded: Reloaded = session.ask(Request::Reload {})?;
     if session.output.json {
-        return session.output.print_json(&notes);
+        return session.output.print_json(&reloaded);
     }
-    session.output.line("the config is in force")?;
-    for note in notes {
-        session.output.line(&format!("note: {note}"))?;
+    if reloaded.changes.is_empty() {
+        session
+            .output
+            .line("the config is in force: nothing has changed in it")?;
+    } else {
+        session.output.line("the config is in force")?;
+    }
+    for change in &reloaded.changes {
+        session.output.line(&format!("  {change}"))?;
+    }
+    for unknown in &reloaded.unknown {
+        session.output.line(&format!("note: {unknown}"))?;
     }
     Ok(())
 }

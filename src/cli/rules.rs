@@ -6,6 +6,7 @@ use crate::cli::session::Session;
 use crate::cli::wrong_config;
 use crate::config::edit::{self, Edited};
 use crate::config::{IdSpec, RuleSpec, ValueError};
+use crate::control::answers::Reloaded;
 use crate::control::{Failure, Request};
 use crate::secret::Name;
 
@@ -26,7 +27,7 @@ pub(crate) fn change(session: &mut Session, change: Change, rule: &Rule) -> Resu
     let edited = edit(&service, &spec).map_err(|errors| wrong_config(&errors))?;
     let reloaded = edited.changed && session.daemon()?;
     if reloaded {
-        let _: Vec<String> = session.ask(Request::Reload {}).map_err(|failure| {
+        let _: Reloaded = session.ask(Request::Reload {}).map_err(|failure| {
             let message = format!("the config is changed, but the daemon does not use it yet: {failure}: then `secretfs reload`");
             Failure::new(failure.kind, message)
         })?;

@@ -27,8 +27,8 @@ const MIN_AUDIT_SIZE: u64 = 4096;
 /// The keys that each section may have. `config.example.toml` shows every one of them.
 mod keys {
     pub(super) const TOP: &[&str] = &[
-        "mount", "runtime", "state", "user", "manage", "backends", "services", "defaults", "cache",
-        "audit",
+        "mount", "runtime", "state", "user", "watch", "manage", "backends", "services", "defaults",
+        "cache", "audit",
     ];
     pub(super) const STORE: &[&str] = &["type", "path", "identity"];
     pub(super) const IDENTITY: &[&str] = &["file"];
@@ -74,10 +74,15 @@ fn sections(top: &Section<'_>, file: &Path, accounts: &dyn Accounts) -> Config {
         .collect();
     let config = Config {
         file: file.to_owned(),
+        named: file.to_owned(),
         mount: path_or(top, "mount", "/secrets"),
         runtime: path_or(top, "runtime", "/run/secretfs"),
         state: path_or(top, "state", "/var/lib/secretfs"),
         user: top.get("user").and_then(|item| user(&item, accounts)),
+        watch: top
+            .get("watch")
+            .and_then(|item| item.yes_or_no())
+            .unwrap_or_default(),
         manage: rules(top, "manage").unwrap_or_default(),
         services,
         defaults: top

@@ -119,6 +119,12 @@ impl<'r> Item<'r> {
         u64::from_str_radix(number.as_str(), number.radix()).ok()
     }
 
+    /// The value, which must be true or false.
+    pub(super) fn yes_or_no(&self) -> Option<bool> {
+        let value = self.value.get_ref().as_bool();
+        self.or_fail(value, "true or false, without quotation marks")
+    }
+
     /// Its elements, if it is an array; without a word about anything else.
     pub(super) fn as_list(&self) -> Option<Vec<Self>> {
         let array = self.value.get_ref().as_array()?;

@@ -2,11 +2,14 @@
 //!
 //! The path is resolved first and then walked from the root folder without following a link. Each folder, and the file
 //! itself, is judged by what was opened and not by its name, so that nothing can be exchanged in between: who can
-//! write a folder could put another config in its place.
+//! write a folder could put another config in its place. The links that lead to it are judged, too: they are followed
+//! again at each reload.
 
-use std::fs::File;
-use std::io::Read;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
@@ -18,6 +21,9 @@ use crate::sys::Uid;
 
 /// Longer than any config that a person writes.
 const MAX_SIZE: u64 = 1 << 20;
+
+/// As many links as the kernel follows.
+const MAX_LINKS: usize = 40;
 
 /// A config that may be trusted.
 #[derive(Debug)]
@@ -33,7 +39,8 @@ pub struct Opened {
 /// # Errors
 /// [`ConfigErrors`] if it cannot be read, is no regular file, is larger than 1 MiB or not UTF-8; and if the file or a
 /// folder above it belongs to anybody but root and us, or can be written by its group or others. (Root's sticky folders,
-/// such as `/tmp`, may be above it: in them nobody can replace what is not theirs.)
+/// such as `/tmp`, may be above it: in them nobody can replace what is not theirs.) The same holds of each link that leads
+/// to it.
 pub fn open(path: &Path) -> Result<Opened, ConfigErrors> {
     open_as(path, Uid::effective())
 }
@@ -53,6 +60,9 @@ fn open_as(path: &Path, us: Uid) -> Result<Opened, ConfigErrors> {
         }
     })?;
     let descriptor = walk(&real, FILE, us).map_err(fail)?;
+    for link in steps(path).iter().filter(|step| **step != real) {
+        judge_link(link, us).map_err(fail)?;
+    }
 
     let mut bytes = Vec::new();
     File::from(descriptor)
@@ -67,6 +77,57 @@ fn open_as(path: &Path, us: Uid) -> Result<Opened, ConfigErrors> {
     let text = String::from_utf8(bytes)
         .map_err(|_| fail("it is not UTF-8: save it as UTF-8 text".to_owned()))?;
     Ok(Opened { text, path: real })
+}
+
+/// What has to be looked at to see whether `path` leads to something else: each link on the way, and what it leads to at
+/// last, or where it ends if that is missing. The folder of each is without links.
+#[must_use]
+pub fn steps(path: &Path) -> Vec<PathBuf> {
+    let parts = |path: &Path| -> Vec<OsString> {
+        let parts = path.components().rev();
+        parts.map(|part| part.as_os_str().to_owned()).collect()
+    };
+    let (mut steps, mut at, mut left) = (Vec::new(), PathBuf::from("/"), parts(path));
+    while let Some(part) = left.pop() {
+        match Path::new(&part).components().next() {
+            Some(Component::RootDir) => at = PathBuf::from("/"),
+            Some(Component::ParentDir) => drop(at.pop()),
+            Some(Component::CurDir | Component::Prefix(_)) | None => {}
+            Some(Component::Normal(name)) => {
+                let step = at.join(name);
+                match fs::read_link(&step) {
+                    Ok(target) if steps.len() < MAX_LINKS => {
+                        steps.push(step);
+                        left.extend(parts(&target));
+                    }
+                    // No link: only of one can this be asked.
+                    Err(error) if error.kind() == io::ErrorKind::InvalidInput => at = step,
+                    Ok(_) | Err(_) => {
+                        steps.push(step);
+                        return steps;
+                    }
+                }
+            }
+        }
+    }
+    steps.push(at);
+    steps
+}
+
+/// Who can replace a link could lead us to another config.
+fn judge_link(link: &Path, us: Uid) -> Result<(), String> {
+    let shown = link.display();
+    let folder = link.parent().unwrap_or(Path::new("/"));
+    walk(folder, FOLDER, us)?;
+    match fs::symlink_metadata(link) {
+        Ok(found) if found.uid() == Uid::ROOT.0 || found.uid() == us.0 => Ok(()),
+        Ok(_) => Err(format!(
+            "the link {shown} belongs to somebody else, who could lead it elsewhere: name the config itself"
+        )),
+        Err(error) => Err(format!(
+            "the link {shown} cannot be looked at: {error}: name the config itself"
+        )),
+    }
 }
 
 /// Judges a folder, without links in its path, that a config is to stand in.
@@ -237,6 +298,46 @@ mod tests {
         assert!(open(&link).is_ok());
         chmod(&folder.path().join("sub"), 0o777);
         assert!(refusal(&link).contains("chmod go-w"));
+    }
+
+    #[test]
+    fn a_link_that_others_can_lead_elsewhere_is_refused() {
+        let (folder, file) = careful();
+        let open_to_all = folder.path().join("open");
+        fs::create_dir(&open_to_all).unwrap();
+        let link = open_to_all.join("config.toml");
+        symlink(&file, &link).unwrap();
+        assert!(open(&link).is_ok());
+        chmod(&open_to_all, 0o777);
+        assert!(refusal(&link).contains("chmod go-w"));
+        chmod(&open_to_all, 0o755);
+        if Uid::effective() == Uid::ROOT {
+            std::os::unix::fs::lchown(&link, Some(4001), None).unwrap();
+            let error = refusal(&link);
+            assert!(
+                error.contains("the link") && error.contains("name the config itself"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_steps_to_a_config_are_its_links_and_itself() {
+        let (folder, file) = careful();
+        let root = folder.path().canonicalize().unwrap();
+        let at = |name: &str| root.join(name);
+        // As Kubernetes does it: a link in the folder leads through another one, which is swapped.
+        fs::create_dir(at("..1")).unwrap();
+        fs::rename(&file, at("..1/config.toml")).unwrap();
+        symlink("..1", at("..data")).unwrap();
+        symlink("..data/config.toml", at("config.toml")).unwrap();
+        let expected = [at("config.toml"), at("..data"), at("..1/config.toml")];
+        assert_eq!(steps(&at("config.toml")), expected);
+        assert_eq!(steps(&at("sub/../config.toml")), expected);
+        // It ends where something is missing, and does not go in circles for ever.
+        assert_eq!(steps(&at("none/config.toml")), [at("none")]);
+        symlink("circle", at("circle")).unwrap();
+        assert!(steps(&at("circle")).len() > MAX_LINKS);
     }
 
     #[test]

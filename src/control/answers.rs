@@ -69,6 +69,15 @@ pub struct Waited {
     pub removed: bool,
 }
 
+/// Of `reload`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What is different now; nothing if the config says what it said before.
+    pub changes: Vec<String>,
+    /// Users and groups in the config that are not known.
+    pub unknown: Vec<String>,
+}
+
 /// Of `restore` and `rekey`: how much there is in the store afterwards.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored {

@@ -21,6 +21,7 @@ use crate::cache::Cache;
 use crate::caller::{Caller, Lookup};
 use crate::clock::Clock;
 use crate::config::AuditTarget;
+use crate::control::answers::Reloaded;
 use crate::control::protocol::Request;
 use crate::control::{Answer, Body, Commands, Event, Exchange, Failure, Kind};
 use crate::fs::{Change, Tree};
@@ -63,11 +64,11 @@ pub struct Parts {
 
 /// What of the daemon can be steered and shown. The methods may block.
 pub trait Daemon: Send + Sync + fmt::Debug {
-    /// Reads the config again: all or nothing. Says what is worth knowing, such as keys that need a restart.
+    /// Reads the config again: all or nothing. When it returns, open handles are checked again, too.
     ///
     /// # Errors
     /// What is wrong with the config.
-    fn reload(&self) -> Result<Vec<String>, String>;
+    fn reload(&self) -> Result<Reloaded, String>;
 
     /// Writes the revocations that are in force to the state folder, so that they outlive a restart.
     ///
@@ -183,9 +184,9 @@ impl Job<'_> {
         let mandate = self.mandate(None, "reload", None)?;
         let daemon = self.daemon()?;
         match daemon.reload() {
-            Ok(notes) => {
+            Ok(reloaded) => {
                 settle(mandate, Outcome::Allowed, None)?;
-                answer(&notes)
+                answer(&reloaded)
             }
             Err(error) => {
                 settle(mandate, Outcome::Error, None)?;
@@ -241,6 +242,7 @@ impl Job<'_> {
             Denied::Revoked(_) | Denied::Taken => {
                 return Failure::new(Kind::Denied, format!("denied: {denied}"));
             }
+            Denied::Unsettled => "ask again".to_owned(),
         };
         Failure::new(Kind::Denied, format!("denied: {denied}: {mend}"))
     }

@@ -14,6 +14,8 @@ use crate::sys::{Gid, Uid};
 /// The tree as configured. Replaced as a whole by a reload.
 #[derive(Debug, Default)]
 pub struct Catalogue {
+    /// Of which rules these are the places.
+    pub(super) edition: u64,
     services: BTreeMap<Name, Service>,
     /// The backend whose folders are services.
     defaults: Option<Name>,
@@ -110,6 +112,7 @@ impl Catalogue {
             .as_ref()
             .map(|defaults| defaults.source.clone());
         Self {
+            edition: 0,
             services: services.collect(),
             defaults,
             stale,

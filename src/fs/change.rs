@@ -41,7 +41,7 @@ impl Tree {
         references: impl IntoIterator<Item = &'a Reference>,
         change: Change,
     ) -> BoxFuture<'static, ()> {
-        let catalogue = self.catalogue.load();
+        let catalogue = self.editions.current();
         let mut paths = Vec::new();
         for reference in references {
             self.cache.invalidate(reference);
@@ -133,7 +133,7 @@ impl Tree {
 
     /// The value that is current now, for nobody: so that its new inode has its size.
     async fn newest(&self, path: &SecretPath) -> Result<Arc<Generation>, BackendError> {
-        let binding = self.catalogue.load().binding(path);
+        let binding = self.editions.current().binding(path);
         let binding = binding.ok_or_else(|| BackendError::Absent(path.to_string()))?;
         let served = self.cache.get(path, &binding).wait().await?;
         Ok(served.generation)
@@ -141,7 +141,7 @@ impl Tree {
 
     /// Whether there is a secret of this name, as far as can be found out.
     async fn exists(&self, path: &SecretPath) -> bool {
-        let catalogue = self.catalogue.load_full();
+        let catalogue = self.catalogue();
         if catalogue.is_bound(path) {
             return true;
         }
@@ -169,7 +169,7 @@ impl Tree {
 
     /// Has the name unlinked or, where the config itself names it, lead to a new inode.
     fn remove(self: &Arc<Self>, path: &SecretPath) -> Option<oneshot::Receiver<()>> {
-        if self.catalogue.load().is_bound(path) {
+        if self.editions.current().is_bound(path) {
             return self.rotate(path, None);
         }
         let pending = self.inodes.begin(path, false)?;

@@ -31,7 +31,7 @@ impl Tree {
             Ok(name) => name,
             Err(error) => return Answer::Ready(Err(error)),
         };
-        let catalogue = self.catalogue.load();
+        let catalogue = self.editions.current();
         if catalogue.has_service(&name) {
             return Answer::Ready(Ok(self.directory(self.inodes.service(&name))));
         }
@@ -97,7 +97,7 @@ impl Tree {
             Ok(name) => name,
             Err(error) => return Answer::Ready(Err(error)),
         };
-        let catalogue = self.catalogue.load();
+        let catalogue = self.editions.current();
         let path = SecretPath { service, name };
         if catalogue.is_bound(&path) {
             return Answer::Ready(Ok(self.seen(&path, view)));
@@ -128,7 +128,7 @@ impl Tree {
     }
 
     pub(super) fn list_services(self: &Arc<Self>, caller: Caller) -> Answer<Reply<Entries>> {
-        let catalogue = self.catalogue.load();
+        let catalogue = self.editions.current();
         let mut services: Vec<Name> = catalogue.services().cloned().collect();
         let tree = Arc::clone(self);
         let entries = move |services: Vec<Name>| -> Entries {
@@ -165,7 +165,7 @@ impl Tree {
         if !self.access.may_list(caller, &service) {
             return Answer::Ready(Ok(Arc::default()));
         }
-        let catalogue = self.catalogue.load();
+        let catalogue = self.editions.current();
         let bound = catalogue.bound_names(&service);
         let Some(folder) = catalogue.folder(&service) else {
             return Answer::Ready(Ok(self.listing(service, bound, Names::default())));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::access::{Denied, Permit, Recheck};
+use crate::access::{Denied, Permit};
 use crate::audit::Outcome;
 use crate::backend::BackendError;
 use crate::cache::{Answer, Fetch, Generation, Served};
@@ -35,44 +35,43 @@ impl Tree {
         if writing {
             return Answer::Ready(Err(FsError::ReadOnly));
         }
-        let permit = match self.ask(caller, &node) {
-            Ok(permit) => permit,
-            Err(_) => return Answer::Ready(Err(FsError::Denied)),
+        let permitted = self.permitted(
+            || self.ask(caller.clone(), &node),
+            |catalogue| (node.binding(catalogue), catalogue.look(&node.path).reads),
+        );
+        let Ok((permit, (binding, reads))) = permitted else {
+            return Answer::Ready(Err(FsError::Denied));
         };
         let tree = Arc::clone(self);
-        self.fetch_view(&permit, &node).then(move |fetch| {
-            let served = match &fetch {
-                Ok(served) => Arc::clone(&served.generation),
-                Err(error) => {
-                    let reply = Err(FsError::from(error));
-                    settle(permit, &fetch);
-                    return Answer::Ready(reply);
+        self.fetch_view(&permit, binding, &node.view)
+            .then(move |fetch| {
+                let served = match &fetch {
+                    Ok(served) => Arc::clone(&served.generation),
+                    Err(error) => {
+                        let reply = Err(FsError::from(error));
+                        settle(permit, &fetch);
+                        return Answer::Ready(reply);
+                    }
+                };
+                let opened = tree.opened(&node, &served, reads, permit.opener());
+                match opened {
+                    Err(Occupied) => {}
+                    Ok(opened) => return Answer::Ready(tree.give(permit, &fetch, opened)),
                 }
-            };
-            // Also a revocation that came while the value was fetched.
-            if let Err(denied) = tree.access.give(&permit, &served.version) {
-                permit.revoked(&denied, Some(served.version.clone()));
-                return Answer::Ready(Err(FsError::Denied));
-            }
-            match tree.opened(&node, &served, permit.opener()) {
-                Err(FsError::Superseded) => {}
-                reply => {
-                    settle(permit, &fetch);
-                    return Answer::Ready(reply);
-                }
-            }
-            // Most who read through the page cache are done in a moment.
-            Answer::Pending(Box::pin(async move {
-                let _ = tokio::time::timeout(OCCUPIED, node.vacated(&served)).await;
-                let reply = tree.opened(&node, &served, permit.opener());
-                match reply {
-                    // Nothing was given. Who came by path comes again at once, to the new inode.
-                    Err(FsError::Superseded) => permit.waive(),
-                    Ok(_) | Err(_) => settle(permit, &fetch),
-                }
-                reply
-            }))
-        })
+                // Most who read through the page cache are done in a moment.
+                Answer::Pending(Box::pin(async move {
+                    let _ = tokio::time::timeout(OCCUPIED, node.vacated(&served)).await;
+                    let opened = tree.opened(&node, &served, reads, permit.opener());
+                    match opened {
+                        // Nothing was given. Who came by path comes again at once, to the new inode.
+                        Err(Occupied) => {
+                            permit.waive();
+                            Err(FsError::Superseded)
+                        }
+                        Ok(opened) => tree.give(permit, &fetch, opened),
+                    }
+                }))
+            })
     }
 
     /// May `caller` open what stands here?
@@ -86,29 +85,16 @@ impl Tree {
         }
     }
 
-    fn fetch_view(&self, permit: &Permit, node: &SecretNode) -> Answer<Fetch> {
-        let binding = node.binding(&self.catalogue.load());
-        let Some(binding) = binding else {
-            return self.fetch_from(permit, None);
-        };
-        match &node.view {
-            View::Current => self.cache.get(permit.path(), &binding),
-            View::Fresh => self.cache.refresh(permit.path(), &binding),
-            View::Previous => self.cache.previous(permit.path(), &binding),
-            View::Version(version) => self.cache.version(permit.path(), &binding, version),
-        }
-    }
-
     fn opened(
         self: &Arc<Self>,
         node: &Arc<SecretNode>,
         generation: &Arc<Generation>,
+        reads: Reads,
         opener: &Caller,
-    ) -> Reply<Opened> {
-        let reads = self.catalogue.load().look(&node.path).reads;
+    ) -> Result<Opened, Occupied> {
         let pinned = node.pin(generation, reads == Reads::Cached);
         self.noticed(node, generation);
-        let pinned = pinned.map_err(|Occupied| FsError::Superseded)?;
+        let pinned = pinned?;
         let pin = Arc::new(Pin {
             node: Arc::clone(node),
             number: generation.number,
@@ -120,15 +106,6 @@ impl Tree {
             opener: opener.clone(),
             superseding: pinned.superseding,
         });
-        // Nobody is asked at a read of this one, so rules that changed since the permit was given must not miss it: either
-        // whoever enforces them has seen the handle by now, or we see the rules.
-        let version = &generation.version;
-        if reads == Reads::Cached
-            && self.access.recheck(opener, &node.path, version) != Recheck::Allowed
-        {
-            self.handles.remove(fh);
-            return Err(FsError::Denied);
-        }
         Ok(Opened {
             fh,
             direct: pinned.direct,

@@ -315,6 +315,11 @@ fn meaning() -> Vec<Case> {
             },
         ),
         wrong(
+            "a watch that is a word",
+            &["watch", "true or false", "type string"],
+            |place| place.reconfigure("mount =", "watch = \"yes\"\nmount ="),
+        ),
+        wrong(
             "a time that is none",
             &["cache.ttl", "a duration"],
             |place| place.configure("[cache]\nttl = \"soon\""),

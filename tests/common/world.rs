@@ -163,10 +163,9 @@ impl World {
     /// What a reload does.
     pub fn reload(&self, services: &str) {
         let config = config(services);
-        self.access
-            .replace_policy(config.policy(&Listed::default()).0);
+        let (policy, _) = config.policy(&Listed::default());
         let catalogue = Catalogue::new(&config, &Listed::default());
-        self.tree.replace_catalogue(catalogue);
+        self.tree.put_in_force(policy, catalogue);
     }
 
     pub fn later(&self, seconds: u64) {

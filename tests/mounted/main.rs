@@ -21,6 +21,7 @@ mod hostile;
 mod keeper;
 mod matrix;
 mod namespaces;
+mod reload;
 mod revocation;
 mod sealed;
 mod trouble;

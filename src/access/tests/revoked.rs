@@ -34,7 +34,7 @@ fn what_is_revoked_is_neither_opened_nor_read_and_the_log_says_revoked() {
     assert!(bench.access.peek(caller(1), &path(), "stat").is_none());
     // What was let in before, and comes with a value now.
     let denied = bench.access.give(&held, &one()).unwrap_err();
-    held.revoked(&denied, Some(one()));
+    held.refuse(&denied, Some(one()));
     let why = bench.access.explain(caller(1), &path()).decision;
     assert_eq!(why.unwrap_err(), denied);
     // Others are not affected, listings are not, and who manages the service can lift it.
@@ -74,7 +74,7 @@ fn a_revoked_version_is_refused_once_it_is_known_and_the_others_are_not() {
     let permit = bench.open(caller(1)).unwrap();
     bench.access.give(&permit, &Version::new("2")).unwrap();
     let denied = bench.access.give(&permit, &one()).unwrap_err();
-    permit.revoked_now(&denied, Some(one())).unwrap();
+    permit.refuse_now(&denied, Some(one())).unwrap();
     assert!(bench.access.read(caller(1), &path(), &one()).is_err());
     let newer = Version::new("2");
     bench.access.read(caller(1), &path(), &newer).unwrap();
@@ -139,10 +139,10 @@ fn an_open_handle_is_checked_again_by_what_was_known_of_its_opener() {
     let mut narrower = policy();
     let service = narrower.services.get_mut("s").unwrap();
     service.allow.remove(0);
-    bench.access.replace_policy(narrower);
+    bench.access.replace_policy(narrower, 1);
     assert_eq!(recheck(&by_uid), Recheck::Unsure);
     assert_eq!(recheck(&by_group), Recheck::Allowed);
-    bench.access.replace_policy(Policy::default());
+    bench.access.replace_policy(Policy::default(), 2);
     for opener in [&by_uid, &by_group, &by_unit] {
         assert_eq!(recheck(opener), Recheck::Revoked);
     }

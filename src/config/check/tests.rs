@@ -27,6 +27,7 @@ fn a_config_of_everything() {
     let text = r#"
 mount = "/mnt/secrets/"
 user = "secretfs"
+watch = true
 manage = [{ gid = "ops" }]
 
 [backends.local]
@@ -64,6 +65,7 @@ detail = "full"
     assert_eq!(config.mount, Path::new("/mnt/secrets"));
     assert_eq!(config.runtime, Path::new("/run/secretfs"));
     assert_eq!(config.user.as_ref().unwrap().uid, Uid(990));
+    assert!(config.watch);
     let billing = &config.services["billing"];
     assert_eq!(
         billing.allow[0].uid,
@@ -119,6 +121,7 @@ fn the_example_is_a_config_and_shows_every_key() {
         (config.mount, config.runtime, config.state),
         (bare.mount, bare.runtime, bare.state)
     );
+    assert_eq!((config.watch, bare.watch), (false, false));
 
     let document: toml::Table = text.parse().unwrap();
     let at = |path: &str| {

@@ -13,9 +13,10 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::{Job, Parts, answer, backend_failure, settle, unwritten};
-use crate::access::{Access, Permit};
+use crate::access::{Access, Denied, Permit};
 use crate::audit::Outcome;
 use crate::backend::{BackendError, Version};
+use crate::cache::Binding;
 use crate::caller::Caller;
 use crate::control::answers::Waited;
 use crate::control::{Answer, Event, Failure};
@@ -130,10 +131,10 @@ impl Lasting {
     ) -> Result<Answer, Failure> {
         // Before the first look, so that no change falls between.
         let mut happening = self.access().events().subscribe();
-        let mut permit = self.permit(&path).await?;
+        let (mut permit, mut binding) = self.permit(&path).await?;
         let (mut base, mut looked) = (after, false);
         loop {
-            let fetched = self.parts.tree.fetch(&permit).wait().await;
+            let fetched = self.parts.tree.fetch(&permit, binding).wait().await;
             let mut patience = self.parts.cache.ttl().max(LOOK);
             match (fetched, base) {
                 (Ok(served), Some(base)) if served.generation.number != base => {
@@ -183,11 +184,11 @@ impl Lasting {
                 () = sleep(patience) => {}
                 () = concerns(&mut happening, &path) => {}
             }
-            permit = self.ask_again(permit).await?;
+            (permit, binding) = self.ask_again(permit).await?;
         }
     }
 
-    async fn permit(&self, path: &SecretPath) -> Result<Permit, Failure> {
+    async fn permit(&self, path: &SecretPath) -> Result<Permitted, Failure> {
         let path = path.clone();
         self.blocking(move |job| {
             job.daemon()?;
@@ -197,12 +198,20 @@ impl Lasting {
     }
 
     /// Whether he may still read it. One wait is one line in the audit log, or one more that says that it was denied.
-    async fn ask_again(&self, permit: Permit) -> Result<Permit, Failure> {
+    async fn ask_again(&self, permit: Permit) -> Result<Permitted, Failure> {
         let path = permit.path().clone();
         permit.waive();
-        match self.access().peek(self.caller.clone(), &path, "wait") {
-            Some(permit) => Ok(permit),
-            None => self.permit(&path).await,
+        let peek = || {
+            let permit = self.access().peek(self.caller.clone(), &path, "wait");
+            permit.ok_or(Denied::Unsettled)
+        };
+        let permitted = self
+            .parts
+            .tree
+            .permitted(peek, |places| places.binding(&path));
+        match permitted {
+            Ok(permitted) => Ok(permitted),
+            Err(_) => self.permit(&path).await,
         }
     }
 
@@ -216,6 +225,9 @@ impl Lasting {
             .await
     }
 }
+
+/// Leave to read a secret, and where it is found.
+type Permitted = (Permit, Option<Arc<Binding>>);
 
 impl Job<'_> {
     fn may_watch(&self) -> Result<(), Failure> {
@@ -233,11 +245,10 @@ impl Job<'_> {
         &self,
         path: &SecretPath,
         action: &'static str,
-    ) -> Result<Permit, Failure> {
-        self.parts
-            .tree
-            .access()
-            .command(self.caller.clone(), path, action)
+    ) -> Result<Permitted, Failure> {
+        let tree = &self.parts.tree;
+        let ask = || tree.access().command(self.caller.clone(), path, action);
+        tree.permitted(ask, |places| places.binding(path))
             .map_err(|denied| {
                 let rule = format!("an `allow` rule of [services.{}]", path.service);
                 self.denied(&denied, &rule)

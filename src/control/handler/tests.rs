@@ -50,9 +50,12 @@ struct FakeDaemon(
 );
 
 impl Daemon for FakeDaemon {
-    fn reload(&self) -> Result<Vec<String>, String> {
+    fn reload(&self) -> Result<Reloaded, String> {
         self.0.lock().unwrap().push("reload");
-        Ok(Vec::new())
+        Ok(Reloaded {
+            changes: Vec::new(),
+            unknown: Vec::new(),
+        })
     }
 
     fn keep_revocations(&self) -> Result<(), String> {

@@ -1,5 +1,6 @@
 //! put, get, ls, history, rm, rollback.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -8,6 +9,7 @@ use super::{Job, Place, answer, backend_failure, failed, settle, store_failure, 
 use crate::access::Permit;
 use crate::audit::Outcome;
 use crate::backend::{self, BackendError, Fetched, Reference, Version};
+use crate::cache::Binding;
 use crate::control::answers::{Kept, Listed, Removed, Touched};
 use crate::control::{Answer, Failure, Kind};
 use crate::fs::{Change, outcome};
@@ -97,18 +99,18 @@ impl Job<'_> {
         path: &SecretPath,
         version: Option<Version>,
     ) -> Result<Answer, Failure> {
-        let permit = self.permit(path, "get")?;
+        let (permit, binding) = self.permit(path, "get")?;
         let chosen = version.is_some();
         let given = match version {
-            None => self.newest(&permit),
-            Some(version) => self.exactly(path, &version),
+            None => self.newest(&permit, binding),
+            Some(version) => self.exactly(path, binding, &version),
         };
         match given {
             Ok((touched, value)) => {
                 // Which version it is was not known before.
                 if let Err(denied) = self.parts.tree.access().give(&permit, &touched.version) {
                     permit
-                        .revoked_now(&denied, Some(touched.version))
+                        .refuse_now(&denied, Some(touched.version))
                         .map_err(unwritten)?;
                     return Err(self.denied(&denied, ""));
                 }
@@ -139,10 +141,13 @@ impl Job<'_> {
         }
     }
 
-    fn newest(&self, permit: &Permit) -> Result<(Touched, SecretBytes), BackendError> {
-        let served = self
-            .runtime
-            .block_on(self.parts.tree.fetch(permit).wait())?;
+    fn newest(
+        &self,
+        permit: &Permit,
+        binding: Option<Arc<Binding>>,
+    ) -> Result<(Touched, SecretBytes), BackendError> {
+        let fetch = self.parts.tree.fetch(permit, binding);
+        let served = self.runtime.block_on(fetch.wait())?;
         let touched = Touched {
             path: permit.path().clone(),
             version: served.generation.version.clone(),
@@ -155,9 +160,9 @@ impl Job<'_> {
     fn exactly(
         &self,
         path: &SecretPath,
+        binding: Option<Arc<Binding>>,
         version: &Version,
     ) -> Result<(Touched, SecretBytes), BackendError> {
-        let binding = self.parts.tree.catalogue().binding(path);
         let references = binding.map(|binding| binding.references.clone());
         let mut absent = BackendError::Absent(path.to_string());
         for reference in references.unwrap_or_default() {

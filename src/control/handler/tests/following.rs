@@ -84,7 +84,8 @@ impl World {
         let config = Config::parse(&text, Path::new("config.toml")).unwrap();
         let mut policy = config.policy(&Listed::default()).0;
         change(&mut policy);
-        self.handler.0.tree.access().replace_policy(policy);
+        let access = self.handler.0.tree.access();
+        access.replace_policy(policy, access.edition());
     }
 
     async fn remove(&self, path: &str) {
