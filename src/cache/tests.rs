@@ -5,9 +5,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::*;
+use crate::secret::MAX_VALUE;
 
 #[path = "../../tests/common/faulty.rs"]
 mod faulty;
+
+mod earlier;
+mod refresh;
 
 use faulty::{Faulty, Weather};
 
@@ -52,6 +56,15 @@ impl Bench {
 
     async fn x(&self) -> Fetch {
         self.get(&["a:s/x"]).await
+    }
+
+    fn refresh(&self) -> Answer<Fetch> {
+        self.cache.refresh(&path(), &binding(&["a:s/x"]))
+    }
+
+    /// A refresh that waits, from now on.
+    fn refresher(&self) -> tokio::task::JoinHandle<Fetch> {
+        tokio::spawn(self.refresh().wait())
     }
 
     /// A reader who waits, from now on.
