@@ -1,20 +1,14 @@
 //! put, get, ls, history, rm, rollback.
 
-use std::time::Duration;
-
-use tokio::time::timeout;
-
 use super::{Job, Place, answer, backend_failure, failed, settle, store_failure, unwritten};
 use crate::access::Permit;
 use crate::audit::Outcome;
-use crate::backend::{self, BackendError, Fetched, Reference, Version};
+use crate::backend::{self, BackendError, Version};
+use crate::cache::{Fetch, Served};
 use crate::control::answers::{Kept, Listed, Removed, Touched};
 use crate::control::{Answer, Failure, Kind};
 use crate::fs::outcome;
 use crate::secret::{Name, SecretBytes, SecretPath};
-
-/// How long a backend may take for a version that is not the newest.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Job<'_> {
     pub(super) fn put(&self, path: &SecretPath, value: &SecretBytes) -> Result<Answer, Failure> {
@@ -102,23 +96,22 @@ impl Job<'_> {
                 let rule = format!("an `allow` rule of [services.{}]", path.service);
                 self.denied(&denied, &rule)
             })?;
-        let chosen = version.is_some();
-        let given = match version {
-            None => self.newest(&permit),
-            Some(version) => self.exactly(path, &version),
-        };
-        match given {
-            Ok((touched, value)) => {
-                let outcome = if touched.stale {
+        match self.fetch(&permit, version.as_ref()) {
+            Ok(Served { generation, stale }) => {
+                let outcome = if stale {
                     Outcome::Stale
                 } else {
                     Outcome::Allowed
                 };
                 permit
-                    .settle_now(outcome, Some(touched.version.clone()))
+                    .settle_now(outcome, Some(generation.version.clone()))
                     .map_err(|error| Failure::failed(format!("not given: {error}")))?;
-                let mut answer = answer(&touched)?;
-                answer.value = Some(value);
+                let mut answer = answer(&Touched {
+                    path: path.clone(),
+                    version: generation.version.clone(),
+                    stale,
+                })?;
+                answer.value = Some(copy(&generation.value));
                 Ok(answer)
             }
             Err(error) => {
@@ -126,7 +119,7 @@ impl Job<'_> {
                     .settle_now(outcome(&error), None)
                     .map_err(unwritten)?;
                 let failure = backend_failure(path, &error);
-                if failure.kind == Kind::Absent && chosen {
+                if failure.kind == Kind::Absent && version.is_some() {
                     let message =
                         format!("no such version of {path}: see `secretfs history {path}`");
                     return Err(Failure::new(Kind::Absent, message));
@@ -136,64 +129,16 @@ impl Job<'_> {
         }
     }
 
-    fn newest(&self, permit: &Permit) -> Result<(Touched, SecretBytes), BackendError> {
-        let served = self
-            .runtime
-            .block_on(self.parts.tree.fetch(permit).wait())?;
-        let touched = Touched {
-            path: permit.path().clone(),
-            version: served.generation.version.clone(),
-            stale: served.stale,
+    /// What is shown, or a version that may be another.
+    fn fetch(&self, permit: &Permit, version: Option<&Version>) -> Fetch {
+        let Some(version) = version else {
+            return self.runtime.block_on(self.parts.tree.fetch(permit).wait());
         };
-        Ok((touched, copy(&served.generation.value)))
-    }
-
-    /// A version that is not the one that is shown, and so is never cached.
-    fn exactly(
-        &self,
-        path: &SecretPath,
-        version: &Version,
-    ) -> Result<(Touched, SecretBytes), BackendError> {
+        let path = permit.path();
         let binding = self.parts.tree.catalogue().binding(path);
-        let references = binding.map(|binding| binding.references.clone());
-        let mut absent = BackendError::Absent(path.to_string());
-        for reference in references.unwrap_or_default() {
-            // Where the config names one version, no other is this service's.
-            let named = reference.version.as_ref();
-            if named.is_some_and(|named| named != version) {
-                continue;
-            }
-            let reference = Reference {
-                version: Some(version.clone()),
-                ..reference
-            };
-            match self.read(&reference) {
-                Ok(fetched) => {
-                    let value = match &reference.field {
-                        Some(field) => backend::field(&fetched.value, field)?,
-                        None => fetched.value,
-                    };
-                    let touched = Touched {
-                        path: path.clone(),
-                        version: fetched.version,
-                        stale: false,
-                    };
-                    return Ok((touched, value));
-                }
-                Err(error @ BackendError::Absent(_)) => absent = error,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(absent)
-    }
-
-    fn read(&self, reference: &Reference) -> Result<Fetched, BackendError> {
-        let backend = self.parts.cache.backends().get(&reference.backend);
-        let backend = backend.ok_or_else(|| BackendError::Absent(reference.to_string()))?;
-        let reading = async { timeout(PATIENCE, backend.read(reference)).await };
-        self.runtime
-            .block_on(reading)
-            .unwrap_or_else(|_| Err(BackendError::Timeout(format!("{PATIENCE:?}"))))
+        let binding = binding.ok_or_else(|| BackendError::Absent(path.to_string()))?;
+        let fetch = self.parts.cache.version(path, &binding, version);
+        self.runtime.block_on(fetch.wait())
     }
 
     pub(super) fn list(&self, service: Option<&Name>) -> Result<Answer, Failure> {
