@@ -17,8 +17,12 @@ use crate::policy::{Decision, Policy, Reason, RuleName};
 use crate::secret::{Name, SecretPath};
 use crate::sys::Uid;
 
+mod limit;
 #[cfg(test)]
 mod tests;
+
+use limit::Limiter;
+pub use limit::{BURST, EVERY, Limited};
 
 /// On whose word accesses are allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +41,7 @@ pub struct Access {
     lookup: Arc<dyn Lookup>,
     audit: Audit,
     full_detail: bool,
+    fresh: Limiter,
     clock: Clock,
 }
 
@@ -58,6 +63,7 @@ impl Access {
             lookup,
             audit,
             full_detail,
+            fresh: Limiter::default(),
             clock,
         }
     }
@@ -459,6 +465,9 @@ pub enum Denied {
     /// It could not have been written down.
     #[error("the audit log cannot be written: {0}")]
     Audit(String),
+    /// The policy allows it, but the caller's uid asked for the newest too often.
+    #[error(transparent)]
+    Limited(#[from] Limited),
 }
 
 /// What the policy says of a caller, with everything that it wanted to know.

@@ -226,6 +226,7 @@ impl Job<'_> {
             }
             Denied::Caller(_) => "ask from where the daemon can see you".to_owned(),
             Denied::Audit(_) => "see `secretfs doctor`".to_owned(),
+            Denied::Limited(_) => "try again then".to_owned(),
         };
         Failure::new(Kind::Denied, format!("denied: {denied}: {mend}"))
     }
