@@ -15,7 +15,7 @@ pub mod reference;
 pub mod store;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use reference::{Reference, ReferenceError};
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::clock::Clock;
 
 #[path = "../../tests/common/faulty.rs"]
-mod faulty;
+pub(crate) mod faulty;
 
 use faulty::Faulty;
 use store::{Identity, Store};

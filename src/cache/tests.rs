@@ -5,15 +5,11 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::*;
+use crate::backend::tests::faulty::{Faulty, Weather};
 use crate::secret::MAX_VALUE;
-
-#[path = "../../tests/common/faulty.rs"]
-mod faulty;
 
 mod earlier;
 mod refresh;
-
-use faulty::{Faulty, Weather};
 
 const SECOND: Duration = Duration::from_secs(1);
 const TTL: Duration = Duration::from_secs(60);
