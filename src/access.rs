@@ -9,23 +9,28 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
-use crate::audit::{Audit, Outcome};
+use crate::audit::Audit;
 use crate::backend::Version;
 use crate::caller::{Caller, CallerError, Evidence, Lookup};
 use crate::clock::Clock;
 use crate::events::{Events, What};
 use crate::policy::revocation::{Revocation, Revocations, Target};
-use crate::policy::{Decision, Policy, Reason, RuleName};
+use crate::policy::{Decision, Policy, RuleName};
 use crate::secret::{Name, SecretPath};
 use crate::sync::Swap;
 use crate::sys::Uid;
 
+mod denied;
+mod limit;
 mod permit;
 #[cfg(test)]
 mod tests;
 
+pub use denied::{Denied, Explanation, Recheck};
+pub use limit::{BURST, EVERY, Limited};
 pub use permit::{Mandate, Permit};
 
+use limit::Limiter;
 use permit::Account;
 
 /// On whose word accesses are allowed.
@@ -46,6 +51,7 @@ pub struct Access {
     lookup: Arc<dyn Lookup>,
     audit: Audit,
     full_detail: bool,
+    fresh: Limiter,
     clock: Clock,
     events: Events,
 }
@@ -84,6 +90,7 @@ impl Access {
             lookup,
             audit,
             full_detail,
+            fresh: Limiter::default(),
             clock,
             events: Events::default(),
         }
@@ -552,64 +559,4 @@ enum Written {
     Soon,
     /// Before anybody hears of it: commands.
     Now,
-}
-
-/// Why an access was refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Denied {
-    /// By the policy.
-    #[error(transparent)]
-    Policy(#[from] Reason),
-    /// What a rule needs to know of the caller cannot be found out.
-    #[error(transparent)]
-    Caller(#[from] CallerError),
-    /// The rules would allow it, but it was taken away.
-    #[error("{0}")]
-    Revoked(Arc<Revocation>),
-    /// The handle was taken away, and may be opened anew.
-    #[error("the handle was taken away when rules or revocations changed: open the file again")]
-    Taken,
-    /// It could not have been written down.
-    #[error("the audit log cannot be written: {0}")]
-    Audit(String),
-    /// The rules were replaced again and again while they were asked.
-    #[error("the config is being replaced")]
-    Unsettled,
-}
-
-impl Denied {
-    fn outcome(&self) -> Outcome {
-        match self {
-            Self::Policy(_) | Self::Caller(_) | Self::Audit(_) | Self::Unsettled => Outcome::Denied,
-            Self::Revoked(_) | Self::Taken => Outcome::Revoked,
-        }
-    }
-}
-
-/// Whether an open handle may stay.
-#[must_use]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recheck {
-    /// Yes.
-    Allowed,
-    /// A rule wants to know something of the opener that was not known when it opened.
-    Unsure,
-    /// No: what it was opened for may not be read any more.
-    Revoked,
-}
-
-/// What the policy says of a caller, with everything that it wanted to know.
-#[derive(Debug)]
-pub struct Explanation {
-    /// The rule that allows, or why none does.
-    pub decision: Result<RuleName, Denied>,
-    /// The caller, as far as it was found out.
-    pub caller: Caller,
-}
-
-impl Access {
-    /// STUB
-    pub fn fresh(&self, caller: Caller, path: &SecretPath) -> Result<Permit, Denied> {
-        self.open(caller, path, "open-fresh")
-    }
 }

@@ -14,6 +14,9 @@ use crate::secret::{Name, SecretBytes};
 pub mod reference;
 pub mod store;
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 pub use reference::{Reference, ReferenceError};
 
 /// What a backend calls one value of a secret: a number, an id, a stage.
@@ -71,6 +74,18 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Any [`BackendError`].
     fn read<'a>(&'a self, reference: &'a Reference)
     -> BoxFuture<'a, Result<Fetched, BackendError>>;
+
+    /// The value that `reference` named before `current`, as the backend orders its versions: the newest of the older ones
+    /// that it still has. A reference that names a version has none. The field is the caller's part, as in
+    /// [`Backend::read`].
+    ///
+    /// # Errors
+    /// Any [`BackendError`]; [`BackendError::Absent`] if nothing older is kept.
+    fn previous<'a>(
+        &'a self,
+        reference: &'a Reference,
+        current: &'a Version,
+    ) -> BoxFuture<'a, Result<Fetched, BackendError>>;
 
     /// The names of the secrets in a folder, without their values. [`BackendError::Absent`] where there is no such folder.
     ///
@@ -157,40 +172,5 @@ impl<'de> serde::Deserialize<'de> for Record<'de> {
             }
         }
         deserializer.deserialize_map(Members)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn value(text: &str) -> SecretBytes {
-        SecretBytes::new(text.as_bytes().to_vec())
-    }
-
-    #[test]
-    fn a_field_is_raw_if_it_is_a_string_and_json_otherwise() {
-        let record = value(r#"{"user":"bo\"b","port":5432,"tags":["a", 1],"none":null}"#);
-        let show =
-            |name| field(&record, name).map(|v| String::from_utf8(v.expose().to_vec()).unwrap());
-        assert_eq!(show("user").unwrap(), "bo\"b");
-        assert_eq!(show("port").unwrap(), "5432");
-        assert_eq!(show("tags").unwrap(), r#"["a", 1]"#);
-        assert_eq!(show("none").unwrap(), "null");
-        assert!(matches!(show("other"), Err(BackendError::Absent(_))));
-    }
-
-    #[test]
-    fn an_error_never_quotes_the_value() {
-        for text in [
-            "canary-7f3a",
-            r#"["canary-7f3a"]"#,
-            r#"{"canary-7f3a"#,
-            r#"{"a": canary-7f3a}"#,
-        ] {
-            let error = field(&value(text), "a").unwrap_err();
-            assert!(matches!(error, BackendError::Unusable(_)));
-            assert!(!error.to_string().contains("canary"), "{error}");
-        }
     }
 }

@@ -13,6 +13,12 @@
 //!    it begins, so that one that was overtaken cannot make an older value look newer.
 //! 7. The values of what was used longest ago are dropped when all together pass [`BUDGET`] bytes; their numbers stay.
 //! 8. Of a binding's references the first that is found counts; only "absent" falls through.
+//! 9. A refresh asks now, whatever the TTL: it joins no fetch that began before it, and no old value stands in for the
+//!    answer. What it brings is kept, and no fetch that was under way at the same time puts another value in its place:
+//!    which of the two is newer nobody could tell, so the one that lands later asks once more. What a refresh fails to
+//!    bring leaves the others what they have, but for rule 4.
+//! 10. An earlier value, a version by its name or the one before the current one, is asked for each time and not kept, so
+//!     that destroying it is final. While somebody has it, it is one generation for all.
 //!
 //! Lists of names follow rules 1, 2, 3 and 5. While a backend cannot be reached the list that it last gave stands in,
 //! however old: it shows no value, and without it nobody would come as far as rule 4.
@@ -24,12 +30,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use crate::backend::{self, Backend, BackendError, Reference, Version};
+use crate::backend::{Backend, BackendError, Reference, Version};
 use crate::clock::Clock;
 use crate::events::Events;
-use crate::secret::{MAX_VALUE, Name, SecretBytes, SecretPath};
+use crate::secret::{Name, SecretBytes, SecretPath};
 
 mod answer;
+mod ask;
+mod earlier;
+mod flights;
 mod health;
 mod names;
 mod state;
@@ -40,9 +49,10 @@ mod tests;
 pub use answer::Answer;
 pub use names::Names;
 
+use ask::Found;
 use health::Health;
 use names::Folder;
-use state::{Kept, State};
+use state::{Arrival, Kept, State};
 
 /// How many bytes of values are kept.
 pub const BUDGET: usize = 128 << 20;
@@ -158,6 +168,15 @@ impl Cache {
         Answer::Pending(Box::pin(async move { cache.fetch(path, binding).await }))
     }
 
+    /// The newest value of `path`, asked for now (rule 9).
+    pub fn refresh(self: &Arc<Self>, path: &SecretPath, binding: &Arc<Binding>) -> Answer<Fetch> {
+        let (cache, path, binding) = (Arc::clone(self), path.clone(), Arc::clone(binding));
+        Answer::Pending(Box::pin(async move {
+            let landed = cache.begin(cache.state(), &path, &binding);
+            wait(landed, cache.times().timeout).await
+        }))
+    }
+
     /// The generation that would be served without asking a backend, if there is one.
     #[must_use]
     pub fn fresh(&self, path: &SecretPath, binding: &Binding) -> Option<Arc<Generation>> {
@@ -172,9 +191,7 @@ impl Cache {
         let elsewhere = |folder: &Folder| folder.backend != changed.backend;
         state.lists.retain(|folder, _| elsewhere(folder));
         state.list_flights.retain(|folder, _| elsewhere(folder));
-        state
-            .flights
-            .retain(|_, (binding, _)| !binding.references.iter().any(same));
+        state.flights.forget(same);
         let gone = |(path, kept): (&SecretPath, &Kept)| {
             kept.binding
                 .references
@@ -192,7 +209,7 @@ impl Cache {
     /// who waits for it, and does not come back into the cache.
     pub fn forget(&self, which: impl Fn(&SecretPath) -> bool) {
         let mut state = self.state();
-        state.flights.retain(|path, _| !which(path));
+        state.flights.forget_for(&which);
         let values = state.values.iter().map(|(path, _)| path);
         let paths: Vec<SecretPath> = values.filter(|path| which(path)).cloned().collect();
         let gone: Vec<Kept> = paths
@@ -275,78 +292,56 @@ impl Cache {
         if let Some(generation) = state.young(path, binding, now, ttl) {
             return Joined::Young(generation);
         }
-        if let Some((towards, flight)) = state.flights.get(path)
-            && towards.references == binding.references
-            && let Some(landed) = flight.join()
-        {
-            return Joined::Flight(landed);
-        }
+        Joined::Flight(match state.flights.join(path, binding) {
+            Some(landed) => landed,
+            None => self.begin(state, path, binding),
+        })
+    }
+
+    /// Begins a fetch, which all who come from now on may join.
+    fn begin(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        path: &SecretPath,
+        binding: &Arc<Binding>,
+    ) -> watch::Receiver<Option<Fetch>> {
         let (flight, land) = state.begin();
         let (number, landed) = (flight.number, land.subscribe());
-        state
-            .flights
-            .insert(path.clone(), (Arc::clone(binding), flight));
+        state.flights.add(path, binding, flight);
         drop(state);
         let (cache, path, binding) = (Arc::clone(self), path.clone(), Arc::clone(binding));
         // A task of its own, so that one reader's deadline or death does not take the others' answer away.
         tokio::spawn(async move {
-            let timeout = cache.times().timeout;
-            let mut asked = None;
-            let finding = cache.find(&binding, &mut asked);
-            let found = match tokio::time::timeout(timeout, finding).await {
-                Ok(found) => found,
-                Err(_) => {
-                    let error = too_late(timeout);
-                    if let Some(backend) = asked {
-                        cache.health.down(&backend, &error);
-                    }
-                    Err(error)
-                }
-            };
-            let fetch = cache.land(&path, &binding, number, found);
+            let fetch = cache.fly(&path, &binding, number).await;
             land.send_replace(Some(fetch));
         });
-        Joined::Flight(landed)
+        landed
     }
 
-    /// Rule 8. Whom it waits for is in `asked`.
-    async fn find(
-        &self,
-        binding: &Binding,
-        asked: &mut Option<Name>,
-    ) -> Result<(Reference, backend::Fetched), BackendError> {
-        let mut absent = BackendError::Absent("the binding names no reference".to_owned());
-        for reference in &binding.references {
-            let Some(backend) = self.backends.get(&reference.backend) else {
-                return Err(BackendError::Unusable(format!(
-                    "no backend {:?} is running",
-                    reference.backend.as_str()
-                )));
-            };
-            *asked = Some(reference.backend.clone());
-            let read = backend.read(reference).await;
-            self.health.heard(&reference.backend, &read);
-            let found = read.and_then(|fetched| {
-                if fetched.value.len() > MAX_VALUE {
-                    return Err(BackendError::Unusable(format!(
-                        "{reference}: more than {MAX_VALUE} bytes"
-                    )));
+    /// Asks until what was found can be taken, or the deadline passes.
+    async fn fly(&self, path: &SecretPath, binding: &Arc<Binding>, mut number: u64) -> Fetch {
+        let timeout = self.times().timeout;
+        let mut asked = None;
+        let flying = async {
+            loop {
+                let found = self.find(binding, None, &mut asked).await;
+                match self.land(path, binding, number, found) {
+                    Ok(fetch) => return fetch,
+                    Err(Again(as_number)) => number = as_number,
                 }
-                match &reference.field {
-                    Some(field) => Ok(backend::Fetched {
-                        value: backend::field(&fetched.value, field)?,
-                        ..fetched
-                    }),
-                    None => Ok(fetched),
+            }
+        };
+        match tokio::time::timeout(timeout, flying).await {
+            Ok(fetch) => fetch,
+            Err(_) => {
+                self.state().flights.remove(path, number);
+                let error = too_late(timeout);
+                if let Some(backend) = asked {
+                    self.health.down(&backend, &error);
                 }
-            });
-            match found {
-                Ok(fetched) => return Ok((reference.clone(), fetched)),
-                Err(error @ BackendError::Absent(_)) => absent = error,
-                Err(error) => return Err(error),
+                Err(error)
             }
         }
-        Err(absent)
     }
 
     /// Takes what a flight brought, unless something changed while it was under way.
@@ -355,24 +350,22 @@ impl Cache {
         path: &SecretPath,
         binding: &Arc<Binding>,
         number: u64,
-        found: Result<(Reference, backend::Fetched), BackendError>,
-    ) -> Fetch {
+        found: Found,
+    ) -> Result<Fetch, Again> {
         let now = self.clock.now();
         let mut state = self.state();
-        let ours = state
-            .flights
-            .get(path)
-            .is_some_and(|(_, flight)| flight.number == number);
-        if ours {
-            state.flights.remove(path);
-        }
+        let ours = match state.arrive(path, number, &found) {
+            Arrival::Counts => true,
+            Arrival::Forgotten => false,
+            Arrival::Again(as_number) => return Err(Again(as_number)),
+        };
         let (reference, fetched) = match found {
             Ok(found) => found,
             Err(error) => {
                 if ours && matches!(error, BackendError::Absent(_) | BackendError::Refused(_)) {
                     state.drop_value(path);
                 }
-                return Err(error);
+                return Ok(Err(error));
             }
         };
         let number = state.shown_number(path, &fetched.version, &reference, number, ours);
@@ -395,10 +388,10 @@ impl Cache {
             };
             state.keep(path, kept);
         }
-        Ok(Served {
+        Ok(Ok(Served {
             generation,
             stale: false,
-        })
+        }))
     }
 
     fn stale(&self, path: &SecretPath, binding: &Binding) -> Option<Arc<Generation>> {
@@ -410,20 +403,6 @@ impl Cache {
             .filter(|kept| kept.binding.references == binding.references)?;
         let age = self.clock.now().saturating_duration_since(kept.fetched);
         (age < ttl.saturating_add(binding.stale)).then(|| Arc::clone(&kept.generation))
-    }
-
-    /// True if every place that was asked until `found` says when it changes: also those that had nothing yet.
-    fn is_announced(&self, binding: &Binding, found: &Reference) -> bool {
-        let asked = binding.references.iter().position(|one| one == found);
-        let mut asked = binding
-            .references
-            .iter()
-            .take(asked.map_or(usize::MAX, |at| at + 1));
-        asked.all(|reference| {
-            self.backends
-                .get(&reference.backend)
-                .is_some_and(|backend| backend.announces_changes())
-        })
     }
 
     /// How long a value is served without asking again.
@@ -450,13 +429,14 @@ enum Joined {
     Flight(watch::Receiver<Option<Fetch>>),
 }
 
+/// What was found is not to be taken: ask once more, as this number.
+struct Again(u64);
+
 /// Waits for what is under way, until the deadline (rule 3).
 async fn wait<T: Clone>(
     mut landed: watch::Receiver<Option<Result<T, BackendError>>>,
     timeout: Duration,
 ) -> Result<T, BackendError> {
-    // Without its sender the task is gone without an answer: it panicked, or the runtime is shutting down.
-    let given_up = || BackendError::Unreachable("the fetch was given up".to_owned());
     match tokio::time::timeout(timeout, landed.wait_for(Option::is_some)).await {
         Ok(Ok(answer)) => answer.clone().unwrap_or_else(|| Err(given_up())),
         Ok(Err(_)) => Err(given_up()),
@@ -464,25 +444,11 @@ async fn wait<T: Clone>(
     }
 }
 
+/// A task that is gone without an answer: it panicked, or the runtime is shutting down.
+fn given_up() -> BackendError {
+    BackendError::Unreachable("the fetch was given up".to_owned())
+}
+
 fn too_late(timeout: Duration) -> BackendError {
     BackendError::Timeout(format!("{timeout:?} ([cache] timeout)"))
-}
-impl Cache {
-    /// STUB
-    pub fn refresh(self: &Arc<Self>, path: &SecretPath, binding: &Arc<Binding>) -> Answer<Fetch> {
-        self.get(path, binding)
-    }
-    /// STUB
-    pub fn previous(self: &Arc<Self>, path: &SecretPath, binding: &Arc<Binding>) -> Answer<Fetch> {
-        self.get(path, binding)
-    }
-    /// STUB
-    pub fn version(
-        self: &Arc<Self>,
-        path: &SecretPath,
-        binding: &Arc<Binding>,
-        _: &Version,
-    ) -> Answer<Fetch> {
-        self.get(path, binding)
-    }
 }

@@ -8,26 +8,26 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
+    AccessFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
     PollNotifier, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 
-use crate::caller::Caller;
-use crate::fs::{Answer, Attr, Fh, FsError, Ino, Kind, Readiness, Reply, Tree, Waiter};
+use crate::fs::{Answer, Fh, Ino, Readiness, Reply, Tree, Waiter};
 use crate::secret::Name;
-use crate::sys::{Gid, Tid, Uid};
 
 mod notify;
 mod renames;
 mod session;
+mod words;
 
 pub use session::Session;
 
 use notify::Notices;
 use renames::Own;
+use words::{after, caller, dot, errno, file_attr, file_type, position, reply_xattr};
 
 /// How long the kernel may keep a name without asking again. We tell it when one changes; who may open is asked at the
 /// open in any case.
@@ -541,74 +541,3 @@ impl Filesystem for Adapter {
 /// into the caller's memory while it holds the directory's lock, and memory can be made to wait. Who may read nothing
 /// here shall not be able to hold the others up with it.
 const DOTS: [&str; 2] = [".", ".."];
-
-fn caller(req: &Request) -> Caller {
-    Caller::new(Uid(req.uid()), Gid(req.gid()), Tid(req.pid()))
-}
-
-fn errno(error: FsError) -> Errno {
-    Errno::from_i32(error.errno())
-}
-
-fn position(offset: u64) -> usize {
-    usize::try_from(offset).unwrap_or(usize::MAX)
-}
-
-/// The offset of the line that follows the one at `index`.
-fn after(index: usize) -> u64 {
-    u64::try_from(index).unwrap_or(u64::MAX).saturating_add(1)
-}
-
-fn dot(ino: Ino) -> Attr {
-    let (uid, gid, modified) = (Uid::ROOT, Gid(0), jiff::Timestamp::UNIX_EPOCH);
-    Attr {
-        ino,
-        kind: Kind::Directory,
-        links: 2,
-        size: 0,
-        mode: 0o555,
-        uid,
-        gid,
-        modified,
-    }
-}
-
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::Directory => FileType::Directory,
-        Kind::File => FileType::RegularFile,
-    }
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    let time = SystemTime::from(attr.modified);
-    FileAttr {
-        ino: INodeNo(attr.ino.0),
-        size: attr.size,
-        blocks: attr.size.div_ceil(512),
-        atime: time,
-        mtime: time,
-        ctime: time,
-        crtime: time,
-        kind: file_type(attr.kind),
-        perm: attr.mode,
-        nlink: attr.links,
-        uid: attr.uid.0,
-        gid: attr.gid.0,
-        rdev: 0,
-        blksize: BLOCK_SIZE,
-        flags: 0,
-    }
-}
-
-/// Answers the two questions that one call asks: how long (`size` 0), or what.
-fn reply_xattr(reply: ReplyXattr, size: u32, result: Reply<Vec<u8>>) {
-    match result {
-        Ok(bytes) => match u32::try_from(bytes.len()) {
-            Ok(length) if size == 0 => reply.size(length),
-            Ok(length) if length <= size => reply.data(&bytes),
-            Ok(_) | Err(_) => reply.error(errno(FsError::TooSmall)),
-        },
-        Err(error) => reply.error(errno(error)),
-    }
-}

@@ -393,3 +393,39 @@ fn every_denial_that_is_written_down_is_told_and_nothing_else_is() {
     }
     assert_eq!(heard.try_next(), None);
 }
+
+#[test]
+fn who_asks_for_the_newest_too_often_is_denied_and_written_down() {
+    let bench = Bench::new();
+    let fresh = |uid| bench.access.fresh(caller(uid), &path());
+    for _ in 0..BURST {
+        fresh(1).unwrap().settle(Outcome::Allowed, None);
+    }
+    for _ in 0..3 {
+        let denied = fresh(1).unwrap_err();
+        assert_eq!(denied, Denied::Limited(Limited { due: EVERY }));
+    }
+    // It may open all the same, and others are not held up.
+    bench.open(caller(1)).unwrap().waive();
+    bench.access.fresh(thread(2, 2), &path()).unwrap().waive();
+    // Who may not read hears nothing of limits, however often.
+    for _ in 0..=BURST {
+        let denied = fresh(4).unwrap_err();
+        assert_eq!(denied, Denied::Policy(Reason::NoRule));
+    }
+    bench.clock.advance(EVERY);
+    fresh(1).unwrap().waive();
+    fresh(1).unwrap_err();
+    let (mut given, mut limited, mut denied) = (0, 0, 0);
+    for (event, count) in bench.log.read() {
+        assert_eq!(&*event.action, "open-fresh");
+        let rule = event.rule.as_deref().unwrap_or_default();
+        *match (event.uid.0, event.outcome) {
+            (1, Outcome::Allowed) => &mut given,
+            (1, Outcome::Denied) if rule.starts_with("a uid gets 10 fresh values") => &mut limited,
+            (4, Outcome::Denied) if !rule.contains("fresh values") => &mut denied,
+            _ => panic!("{event:?}"),
+        } += count;
+    }
+    assert_eq!((given, limited, denied), (10, 4, 11));
+}

@@ -43,7 +43,7 @@ pub use seal::{MAX_WORK_FACTOR, OpenWith, Recipient, RecipientError, SealTo};
 pub use storage::{write_whole, write_whole_with};
 
 use files::{Before, Staged};
-use index::{Index, ValueFile};
+use index::{Index, Record, ValueFile};
 use storage::{Disk, File, Folder, KEPT, Storage};
 
 /// The longest description, in bytes.
@@ -221,9 +221,25 @@ impl Store {
     /// # Errors
     /// [`StoreError::Absent`], [`StoreError::Damaged`], [`StoreError::Io`].
     pub fn get(&self, path: &SecretPath, version: Option<&Version>) -> Result<Fetched, StoreError> {
+        self.read_record(path, |index| index.record(path, version))
+    }
+
+    /// The newest version that is older than `current`, which itself need not be kept any more.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    pub fn get_before(&self, path: &SecretPath, current: &Version) -> Result<Fetched, StoreError> {
+        self.read_record(path, |index| index.record_before(path, current))
+    }
+
+    fn read_record(
+        &self,
+        path: &SecretPath,
+        choose: impl Fn(&Index) -> Result<&Record, StoreError>,
+    ) -> Result<Fetched, StoreError> {
         let mut state = self.state();
         loop {
-            let record = state.index.record(path, version)?;
+            let record = choose(&state.index)?;
             let error = match files::read_value(self.storage(), &state.identity, record) {
                 Ok(value) => {
                     return Ok(Fetched {

@@ -1,4 +1,4 @@
-//! What the cache holds, behind its one lock: rules 6 and 7.
+//! What the cache holds, behind its one lock: rules 6, 7 and what decides over rule 9.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use tokio::sync::watch;
 
+use super::ask::Found;
+use super::earlier::Held;
+use super::flights::{Flight, Flights};
 use super::names::{Folder, Listing};
-use super::{BUDGET, Binding, Fetch, Generation, Names};
+use super::{BUDGET, Binding, Generation, Names};
 use crate::backend::{BackendError, Reference, Version};
 use crate::secret::SecretPath;
 
@@ -23,7 +26,9 @@ pub(super) struct State {
     /// What was last shown of each secret, also after its value was dropped.
     shown: HashMap<SecretPath, Shown>,
     /// Fetches under way.
-    pub(super) flights: HashMap<SecretPath, (Arc<Binding>, Flight<Fetch>)>,
+    pub(super) flights: Flights,
+    /// Generations that are not in `values` any more, or never were, and that somebody has.
+    pub(super) held: Held,
     /// Lists of names.
     pub(super) lists: HashMap<Folder, Listing>,
     /// Lists under way.
@@ -47,21 +52,15 @@ struct Shown {
     reference: Reference,
 }
 
-/// A question that is under way, and where its answer will be.
+/// What becomes of what a flight brings.
 #[derive(Debug)]
-pub(super) struct Flight<T> {
-    pub(super) number: u64,
-    landed: watch::Receiver<Option<T>>,
-}
-
-impl<T> Flight<T> {
-    /// Where to wait for it; `None` if its task died without an answer, so that another one has to begin.
-    pub(super) fn join(&self) -> Option<watch::Receiver<Option<T>>> {
-        self.landed
-            .has_changed()
-            .is_ok()
-            .then(|| self.landed.clone())
-    }
+pub(super) enum Arrival {
+    /// It is kept or, if it is a no, what was kept is dropped.
+    Counts,
+    /// Something changed while it was under way: it is for those who asked before.
+    Forgotten,
+    /// Another flight landed meanwhile with something else, and which is newer cannot be told: ask once more.
+    Again(u64),
 }
 
 impl State {
@@ -72,15 +71,11 @@ impl State {
             values: LruCache::unbounded(),
             bytes: 0,
             shown: HashMap::new(),
-            flights: HashMap::new(),
+            flights: Flights::default(),
+            held: Held::default(),
             lists: HashMap::new(),
             list_flights: HashMap::new(),
         }
-    }
-
-    pub(super) fn next_number(&mut self) -> u64 {
-        self.number += 1;
-        self.number
     }
 
     /// A flight with the next number, and the other end of it.
@@ -88,6 +83,11 @@ impl State {
         let (land, landed) = watch::channel(None);
         let number = self.next_number();
         (Flight { number, landed }, land)
+    }
+
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.number += 1;
+        self.number
     }
 
     /// Rule 1.
@@ -106,6 +106,59 @@ impl State {
         (young && same).then(|| Arc::clone(&kept.generation))
     }
 
+    /// What becomes of what flight `number` found (rules 5 and 9).
+    pub(super) fn arrive(&mut self, path: &SecretPath, number: u64, found: &Found) -> Arrival {
+        let changes = match found {
+            Ok(_) | Err(BackendError::Absent(_) | BackendError::Refused(_)) => true,
+            Err(
+                BackendError::Unreachable(_) | BackendError::Timeout(_) | BackendError::Unusable(_),
+            ) => false,
+        };
+        match self.flights.crossed(path, number) {
+            None => return Arrival::Forgotten,
+            Some(true) if changes && !self.agrees(path, found) => {
+                let again = self.next_number();
+                self.flights.renew(path, number, again);
+                return Arrival::Again(again);
+            }
+            Some(_) => {}
+        }
+        self.flights.remove(path, number);
+        if changes {
+            self.flights.cross(path);
+        }
+        Arrival::Counts
+    }
+
+    /// Whether this is what is kept already.
+    fn agrees(&self, path: &SecretPath, found: &Found) -> bool {
+        match (self.values.peek(path), found) {
+            (Some(kept), Ok((reference, fetched))) => {
+                let kept = &kept.generation;
+                kept.version == fetched.version && kept.reference == *reference
+            }
+            (kept, found) => kept.is_none() && found.is_err(),
+        }
+    }
+
+    /// The number under which this version is shown, if it is.
+    fn shown(&self, path: &SecretPath, version: &Version, reference: &Reference) -> Option<u64> {
+        let shown = self.shown.get(path)?;
+        let same = shown.version == *version && shown.reference == *reference;
+        same.then_some(shown.number)
+    }
+
+    /// The number under which this version is shown, else one that nothing has.
+    pub(super) fn number_of(
+        &mut self,
+        path: &SecretPath,
+        version: &Version,
+        reference: &Reference,
+    ) -> u64 {
+        let shown = self.shown(path, version, reference);
+        shown.unwrap_or_else(|| self.next_number())
+    }
+
     /// Rule 6: the number of what flight `number` brought. Only what will be kept (`ours`) counts as shown.
     pub(super) fn shown_number(
         &mut self,
@@ -115,11 +168,8 @@ impl State {
         number: u64,
         ours: bool,
     ) -> u64 {
-        if let Some(shown) = self.shown.get(path)
-            && shown.version == *version
-            && shown.reference == *reference
-        {
-            return shown.number;
+        if let Some(shown) = self.shown(path, version, reference) {
+            return shown;
         }
         if ours {
             let shown = Shown {
@@ -136,11 +186,11 @@ impl State {
     pub(super) fn keep(&mut self, path: &SecretPath, kept: Kept) {
         self.bytes += kept.generation.value.len();
         if let Some(old) = self.values.put(path.clone(), kept) {
-            self.bytes -= old.generation.value.len();
+            self.dropped(path, &old.generation);
         }
         while self.bytes > BUDGET && self.values.len() > 1 {
-            if let Some((_, dropped)) = self.values.pop_lru() {
-                self.bytes -= dropped.generation.value.len();
+            if let Some((path, old)) = self.values.pop_lru() {
+                self.dropped(&path, &old.generation);
             }
         }
     }
@@ -151,12 +201,20 @@ impl State {
 
     pub(super) fn take_value(&mut self, path: &SecretPath) -> Option<Kept> {
         let old = self.values.pop(path)?;
-        self.bytes -= old.generation.value.len();
+        self.dropped(path, &old.generation);
         Some(old)
     }
 
     pub(super) fn shown_paths(&self) -> impl Iterator<Item = &SecretPath> {
         self.shown.keys()
+    }
+
+    fn dropped(&mut self, path: &SecretPath, generation: &Arc<Generation>) {
+        self.bytes -= generation.value.len();
+        // Somebody has it open: who asks for this version gets the same generation (rule 10).
+        if Arc::strong_count(generation) > 1 {
+            self.held.remember(path, generation);
+        }
     }
 
     /// Forgets everything but the last number: what a version was called before says nothing of what it is now.

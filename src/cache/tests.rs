@@ -5,12 +5,12 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::*;
+use crate::backend::tests::faulty::{Faulty, Weather};
 use crate::events::What;
+use crate::secret::MAX_VALUE;
 
-#[path = "../../tests/common/faulty.rs"]
-mod faulty;
-
-use faulty::{Faulty, Weather};
+mod earlier;
+mod refresh;
 
 const SECOND: Duration = Duration::from_secs(1);
 const TTL: Duration = Duration::from_secs(60);
@@ -53,6 +53,15 @@ impl Bench {
 
     async fn x(&self) -> Fetch {
         self.get(&["a:s/x"]).await
+    }
+
+    fn refresh(&self) -> Answer<Fetch> {
+        self.cache.refresh(&path(), &binding(&["a:s/x"]))
+    }
+
+    /// A refresh that waits, from now on.
+    fn refresher(&self) -> tokio::task::JoinHandle<Fetch> {
+        tokio::spawn(self.refresh().wait())
     }
 
     /// A reader who waits, from now on.

@@ -243,6 +243,7 @@ impl Job<'_> {
                 return Failure::new(Kind::Denied, format!("denied: {denied}"));
             }
             Denied::Unsettled => "ask again".to_owned(),
+            Denied::Limited(_) => "try again then".to_owned(),
         };
         Failure::new(Kind::Denied, format!("denied: {denied}: {mend}"))
     }

@@ -45,7 +45,7 @@ pub struct Faulty {
 
 #[derive(Debug, Default)]
 struct State {
-    values: BTreeMap<String, Value>,
+    values: BTreeMap<String, Kept>,
     /// The last version of each place, also of what was removed: no version is given twice.
     last: BTreeMap<String, u64>,
     weather: Weather,
@@ -56,11 +56,41 @@ struct State {
     held: Vec<Option<oneshot::Sender<()>>>,
 }
 
-#[derive(Debug, Clone)]
-struct Value {
-    bytes: Vec<u8>,
-    version: u64,
+/// A secret's versions, which are ordered by their numbers.
+#[derive(Debug, Default)]
+struct Kept {
+    versions: BTreeMap<u64, Vec<u8>>,
+    current: u64,
     description: Option<String>,
+}
+
+impl Kept {
+    fn put(&mut self, version: u64, bytes: &[u8]) {
+        self.versions.insert(version, bytes.to_vec());
+        self.current = version;
+    }
+
+    fn fetched(&self, version: u64) -> Option<Fetched> {
+        Some(Fetched {
+            value: SecretBytes::new(self.versions.get(&version)?.clone()),
+            version: Version::new(version.to_string()),
+            modified: None,
+            description: self.description.clone(),
+        })
+    }
+
+    fn read(&self, version: Option<&Version>) -> Option<Fetched> {
+        self.fetched(match version {
+            None => self.current,
+            Some(version) => version.as_str().parse().ok()?,
+        })
+    }
+
+    fn before(&self, version: &Version) -> Option<Fetched> {
+        let version: u64 = version.as_str().parse().ok()?;
+        let (before, _) = self.versions.range(..version).next_back()?;
+        self.fetched(*before)
+    }
 }
 
 #[allow(dead_code, reason = "each test uses its part")]
@@ -85,22 +115,28 @@ impl Faulty {
         let mut state = self.state();
         let last = state.last.entry(path.to_owned()).or_default();
         *last += 1;
-        let value = Value {
-            bytes: value.as_ref().to_vec(),
-            version: *last,
-            description: None,
-        };
-        state.values.insert(path.to_owned(), value);
+        let version = *last;
+        let kept = state.values.entry(path.to_owned()).or_default();
+        kept.put(version, value.as_ref());
     }
 
     /// A version of this number, as after a rollback or a restore.
     pub fn put_version(&self, path: &str, value: impl AsRef<[u8]>, version: u64) {
-        let value = Value {
-            bytes: value.as_ref().to_vec(),
-            version,
-            description: None,
-        };
-        self.state().values.insert(path.to_owned(), value);
+        let mut state = self.state();
+        let kept = state.values.entry(path.to_owned()).or_default();
+        kept.put(version, value.as_ref());
+    }
+
+    /// Destroys one version. If it was the current one, the newest that is left is.
+    pub fn remove_version(&self, path: &str, version: u64) {
+        let mut state = self.state();
+        let kept = state.values.get_mut(path).expect("a secret");
+        kept.versions.remove(&version).expect("a version");
+        match kept.versions.last_key_value() {
+            Some((last, _)) if kept.current == version => kept.current = *last,
+            Some(_) => {}
+            None => drop(state.values.remove(path)),
+        }
     }
 
     pub fn describe(&self, path: &str, text: &str) {
@@ -203,17 +239,25 @@ impl Backend for Faulty {
         let found = {
             let mut state = self.state();
             state.reads += 1;
-            state.values.get(&reference.path).cloned()
+            let kept = state.values.get(&reference.path);
+            kept.and_then(|kept| kept.read(reference.version.as_ref()))
         };
-        self.answer(match found {
-            Some(value) => Ok(Fetched {
-                value: SecretBytes::new(value.bytes),
-                version: Version::new(value.version.to_string()),
-                modified: None,
-                description: value.description,
-            }),
-            None => Err(BackendError::Absent(reference.to_string())),
-        })
+        self.answer(found.ok_or_else(|| BackendError::Absent(reference.to_string())))
+    }
+
+    fn previous<'a>(
+        &'a self,
+        reference: &'a Reference,
+        current: &'a Version,
+    ) -> BoxFuture<'a, Result<Fetched, BackendError>> {
+        let found = {
+            let mut state = self.state();
+            state.reads += 1;
+            let kept = state.values.get(&reference.path);
+            let kept = kept.filter(|_| reference.version.is_none());
+            kept.and_then(|kept| kept.before(current))
+        };
+        self.answer(found.ok_or_else(|| BackendError::Absent(reference.to_string())))
     }
 
     fn list<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<Name>, BackendError>> {

@@ -191,6 +191,19 @@ impl Index {
         .ok_or_else(|| StoreError::absent(path, version))
     }
 
+    /// The newest version that is older than this one.
+    pub(super) fn record_before(
+        &self,
+        path: &SecretPath,
+        version: &Version,
+    ) -> Result<&Record, StoreError> {
+        let versions = self.secret(path)?.versions.iter().rev();
+        let number: Option<u64> = version.as_str().parse().ok();
+        number
+            .and_then(|number| versions.into_iter().find(|record| record.version < number))
+            .ok_or_else(|| StoreError::Absent(format!("{path} before version {version}")))
+    }
+
     /// Adds a version and gives its number, and the files of the versions that are now too many.
     pub(super) fn add(
         &mut self,

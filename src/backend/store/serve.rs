@@ -4,7 +4,7 @@ use futures_util::future::BoxFuture;
 
 use super::storage::File;
 use super::{Store, StoreError, files};
-use crate::backend::{Backend, BackendError, Fetched, Reference};
+use crate::backend::{Backend, BackendError, Fetched, Reference, Version};
 use crate::secret::{Name, SecretPath};
 
 impl Backend for Store {
@@ -21,16 +21,26 @@ impl Backend for Store {
         reference: &'a Reference,
     ) -> BoxFuture<'a, Result<Fetched, BackendError>> {
         Box::pin(async move {
-            if !reference.query.is_empty() {
-                let text = format!("{reference}: the store takes no ?query: remove it");
-                return Err(BackendError::Unusable(text));
-            }
-            let path: SecretPath = reference
-                .path
-                .parse()
-                .map_err(|error| BackendError::Unusable(format!("{reference}: {error}")))?;
+            let path = place(reference)?;
             let (store, version) = (self.clone(), reference.version.clone());
             blocking(move || Ok(store.get(&path, version.as_ref())?)).await
+        })
+    }
+
+    fn previous<'a>(
+        &'a self,
+        reference: &'a Reference,
+        current: &'a Version,
+    ) -> BoxFuture<'a, Result<Fetched, BackendError>> {
+        Box::pin(async move {
+            let path = place(reference)?;
+            if reference.version.is_some() {
+                return Err(BackendError::Absent(format!(
+                    "a version before {reference}"
+                )));
+            }
+            let (store, current) = (self.clone(), current.clone());
+            blocking(move || Ok(store.get_before(&path, &current)?)).await
         })
     }
 
@@ -58,6 +68,18 @@ impl Backend for Store {
             .await
         })
     }
+}
+
+/// The secret that a reference means.
+fn place(reference: &Reference) -> Result<SecretPath, BackendError> {
+    if !reference.query.is_empty() {
+        let text = format!("{reference}: the store takes no ?query: remove it");
+        return Err(BackendError::Unusable(text));
+    }
+    reference
+        .path
+        .parse()
+        .map_err(|error| BackendError::Unusable(format!("{reference}: {error}")))
 }
 
 /// Runs what waits for the disk where it keeps no task waiting.

@@ -365,6 +365,24 @@ async fn as_a_backend_it_reads_and_lists() {
         Err(BackendError::Absent(_))
     ));
     assert_eq!(store.folders().await.unwrap(), ["a".parse().unwrap()]);
+    store.rollback(&path("a/x"), &Version::new("1")).unwrap();
+    let previous = async |reference: &str, current: &str| {
+        let (reference, current) = (reference.parse().unwrap(), Version::new(current));
+        store.previous(&reference, &current).await
+    };
+    let before = previous("local:a/x", "3").await.unwrap();
+    assert_eq!(
+        (before.value.expose(), before.version.as_str()),
+        (&b"two"[..], "2")
+    );
+    assert!(matches!(
+        previous("local:a/gone", "1").await,
+        Err(BackendError::Absent(_))
+    ));
+    assert!(matches!(
+        previous("local:a/x?k=v", "3").await,
+        Err(BackendError::Unusable(_))
+    ));
     store.check().await.unwrap();
     std::fs::remove_file(store.path()).unwrap();
     assert!(store.check().await.is_err());

@@ -5,15 +5,20 @@
 
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use super::{Job, answer, settle};
 use crate::access::Mandate;
 use crate::audit::Outcome;
-use crate::backend::{BackendError, Version};
+use crate::backend::{BackendError, Fetched, Reference, Version};
 use crate::control::answers::Unrevoked;
 use crate::control::{Answer, Failure, Kind};
 use crate::events::What;
 use crate::policy::revocation::{Revocation, Target};
 use crate::secret::SecretPath;
+
+/// How long a backend may take to say which version it has.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Job<'_> {
     pub(super) fn revoke(&self, target: Target, seconds: Option<u64>) -> Result<Answer, Failure> {
@@ -235,5 +240,14 @@ impl Job<'_> {
             }
         }
         Err(absent)
+    }
+
+    fn read(&self, reference: &Reference) -> Result<Fetched, BackendError> {
+        let backend = self.parts.cache.backends().get(&reference.backend);
+        let backend = backend.ok_or_else(|| BackendError::Absent(reference.to_string()))?;
+        let reading = async { timeout(PATIENCE, backend.read(reference)).await };
+        self.runtime
+            .block_on(reading)
+            .unwrap_or_else(|_| Err(BackendError::Timeout(format!("{PATIENCE:?}"))))
     }
 }

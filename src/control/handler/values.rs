@@ -1,22 +1,16 @@
 //! put, get, ls, history, rm, rollback.
 
 use std::sync::Arc;
-use std::time::Duration;
-
-use tokio::time::timeout;
 
 use super::{Job, Place, answer, backend_failure, failed, settle, store_failure, unwritten};
 use crate::access::Permit;
 use crate::audit::Outcome;
-use crate::backend::{self, BackendError, Fetched, Reference, Version};
-use crate::cache::Binding;
+use crate::backend::{self, BackendError, Version};
+use crate::cache::{Binding, Fetch, Served};
 use crate::control::answers::{Kept, Listed, Removed, Touched};
 use crate::control::{Answer, Failure, Kind};
 use crate::fs::{Change, outcome};
 use crate::secret::{Name, SecretBytes, SecretPath};
-
-/// How long a backend may take for a version that is not the newest.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Job<'_> {
     pub(super) fn put(&self, path: &SecretPath, value: &SecretBytes) -> Result<Answer, Failure> {
@@ -100,30 +94,29 @@ impl Job<'_> {
         version: Option<Version>,
     ) -> Result<Answer, Failure> {
         let (permit, binding) = self.permit(path, "get")?;
-        let chosen = version.is_some();
-        let given = match version {
-            None => self.newest(&permit, binding),
-            Some(version) => self.exactly(path, binding, &version),
-        };
-        match given {
-            Ok((touched, value)) => {
+        match self.fetch(&permit, binding, version.as_ref()) {
+            Ok(Served { generation, stale }) => {
                 // Which version it is was not known before.
-                if let Err(denied) = self.parts.tree.access().give(&permit, &touched.version) {
+                if let Err(denied) = self.parts.tree.access().give(&permit, &generation.version) {
                     permit
-                        .refuse_now(&denied, Some(touched.version))
+                        .refuse_now(&denied, Some(generation.version.clone()))
                         .map_err(unwritten)?;
                     return Err(self.denied(&denied, ""));
                 }
-                let outcome = if touched.stale {
+                let outcome = if stale {
                     Outcome::Stale
                 } else {
                     Outcome::Allowed
                 };
                 permit
-                    .settle_now(outcome, Some(touched.version.clone()))
+                    .settle_now(outcome, Some(generation.version.clone()))
                     .map_err(|error| Failure::failed(format!("not given: {error}")))?;
-                let mut answer = answer(&touched)?;
-                answer.value = Some(value);
+                let mut answer = answer(&Touched {
+                    path: path.clone(),
+                    version: generation.version.clone(),
+                    stale,
+                })?;
+                answer.value = Some(copy(&generation.value));
                 Ok(answer)
             }
             Err(error) => {
@@ -131,7 +124,7 @@ impl Job<'_> {
                     .settle_now(outcome(&error), None)
                     .map_err(unwritten)?;
                 let failure = backend_failure(path, &error);
-                if failure.kind == Kind::Absent && chosen {
+                if failure.kind == Kind::Absent && version.is_some() {
                     let message =
                         format!("no such version of {path}: see `secretfs history {path}`");
                     return Err(Failure::new(Kind::Absent, message));
@@ -141,67 +134,21 @@ impl Job<'_> {
         }
     }
 
-    fn newest(
+    /// What is shown, or a version that may be another.
+    fn fetch(
         &self,
         permit: &Permit,
         binding: Option<Arc<Binding>>,
-    ) -> Result<(Touched, SecretBytes), BackendError> {
-        let fetch = self.parts.tree.fetch(permit, binding);
-        let served = self.runtime.block_on(fetch.wait())?;
-        let touched = Touched {
-            path: permit.path().clone(),
-            version: served.generation.version.clone(),
-            stale: served.stale,
+        version: Option<&Version>,
+    ) -> Fetch {
+        let Some(version) = version else {
+            let fetch = self.parts.tree.fetch(permit, binding);
+            return self.runtime.block_on(fetch.wait());
         };
-        Ok((touched, copy(&served.generation.value)))
-    }
-
-    /// A version that is not the one that is shown, and so is never cached.
-    fn exactly(
-        &self,
-        path: &SecretPath,
-        binding: Option<Arc<Binding>>,
-        version: &Version,
-    ) -> Result<(Touched, SecretBytes), BackendError> {
-        let references = binding.map(|binding| binding.references.clone());
-        let mut absent = BackendError::Absent(path.to_string());
-        for reference in references.unwrap_or_default() {
-            // Where the config names one version, no other is this service's.
-            let named = reference.version.as_ref();
-            if named.is_some_and(|named| named != version) {
-                continue;
-            }
-            let reference = Reference {
-                version: Some(version.clone()),
-                ..reference
-            };
-            match self.read(&reference) {
-                Ok(fetched) => {
-                    let value = match &reference.field {
-                        Some(field) => backend::field(&fetched.value, field)?,
-                        None => fetched.value,
-                    };
-                    let touched = Touched {
-                        path: path.clone(),
-                        version: fetched.version,
-                        stale: false,
-                    };
-                    return Ok((touched, value));
-                }
-                Err(error @ BackendError::Absent(_)) => absent = error,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(absent)
-    }
-
-    pub(super) fn read(&self, reference: &Reference) -> Result<Fetched, BackendError> {
-        let backend = self.parts.cache.backends().get(&reference.backend);
-        let backend = backend.ok_or_else(|| BackendError::Absent(reference.to_string()))?;
-        let reading = async { timeout(PATIENCE, backend.read(reference)).await };
-        self.runtime
-            .block_on(reading)
-            .unwrap_or_else(|_| Err(BackendError::Timeout(format!("{PATIENCE:?}"))))
+        let path = permit.path();
+        let binding = binding.ok_or_else(|| BackendError::Absent(path.to_string()))?;
+        let fetch = self.parts.cache.version(path, &binding, version);
+        self.runtime.block_on(fetch.wait())
     }
 
     pub(super) fn list(&self, service: Option<&Name>) -> Result<Answer, Failure> {
