@@ -8,7 +8,7 @@ use super::*;
 use crate::events::What;
 
 #[path = "../../tests/common/faulty.rs"]
-mod faulty;
+pub(crate) mod faulty;
 
 use faulty::{Faulty, Weather};
 

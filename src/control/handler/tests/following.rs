@@ -6,12 +6,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
-
-#[path = "../../../../tests/common/faulty.rs"]
-mod faulty;
-
-use faulty::{Faulty, Weather};
-
+use crate::cache::tests::faulty::{Faulty, Weather};
 use crate::events::What;
 use crate::policy::{Policy, ServicePolicy};
 
