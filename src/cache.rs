@@ -44,7 +44,7 @@ mod names;
 mod state;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use answer::Answer;
 pub use names::Names;

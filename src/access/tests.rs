@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use super::*;
 use crate::audit::Event;
+use crate::audit::Outcome;
 use crate::backend::Version;
 use crate::config::OnFailure;
+use crate::policy::Reason;
 use crate::policy::{IdSet, Rule, ServicePolicy};
 use crate::sys::{Gid, Tid};
 

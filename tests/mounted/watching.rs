@@ -379,7 +379,6 @@ fn a_hundred_watchers_are_no_burden_and_leave_nothing_behind() {
         .flat_map(|_| MANAGERS.map(|uid| (uid, &[][..])))
         .collect();
     let watches = Following::watch(&daemon, &who);
-    assert!(count("task") < 64, "{} threads", count("task"));
     assert!(count("fd") >= descriptors + 100);
     let clock = Clock::default();
     let mut reader = daemon.probe(&Who::uid(READER));
@@ -400,6 +399,12 @@ fn a_hundred_watchers_are_no_burden_and_leave_nothing_behind() {
             );
         }
     }
+    // Each took a thread for the moment of its line in the audit log; idle ones end after ten seconds.
+    assert!(
+        eventually(DEADLINE, || count("task") < 32),
+        "{} threads",
+        count("task")
+    );
     drop(watches);
     assert!(
         eventually(DEADLINE, || count("fd") <= descriptors + 2),
