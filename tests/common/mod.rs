@@ -11,9 +11,11 @@ use std::time::Duration;
 use secretfs::clock::Clock;
 
 pub(crate) mod daemon;
+pub(crate) mod ears;
 pub(crate) mod machine;
 pub(crate) mod mounts;
 pub(crate) mod probe;
+pub(crate) mod speaker;
 
 /// How long anything may take that is not expected to take any time.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);

@@ -7,9 +7,11 @@ Standard input is a socket. A request is a line {"op": NAME, "args": [...]}; the
 import json
 import mmap
 import os
+import select
 import socket
 import subprocess
 import sys
+import time
 
 PIPE = 65536
 kept = []
@@ -41,6 +43,71 @@ def through_a_pipe(move):
     finally:
         os.close(read)
         os.close(write)
+
+
+class Watched:
+    """A secret that is watched, by "folder", "file", "poll" or "epoll"."""
+
+    MOVED_TO, ATTRIB = 0x80, 0x4
+
+    def __init__(self, path, way):
+        import ctypes
+
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.path = path
+        self.way = way
+        self.begin()
+
+    def begin(self):
+        if self.way == "folder":
+            self.listen(os.path.dirname(self.path), self.MOVED_TO)
+        elif self.way == "file":
+            self.listen(self.path, self.ATTRIB)
+        else:
+            self.held = os.open(self.path, os.O_RDONLY)
+            self.poll = getattr(select, self.way)()
+            self.poll.register(self.held, select.POLLPRI)
+
+    def listen(self, path, mask):
+        self.inotify = os.fdopen(self.libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0)
+        if self.libc.inotify_add_watch(self.inotify.fileno(), path.encode(), mask) < 0:
+            raise OSError(0, "inotify_add_watch")
+
+    def wake(self):
+        """Waits for one change and reads the secret at once. Says what it read, and how many more changes could be heard of
+        then."""
+        more = 0
+        if self.way in ("folder", "file"):
+            select.select([self.inotify], [], [])
+            read = self.read()
+        else:
+            self.poll.poll()
+            read = self.read()
+        if self.way == "folder":
+            time.sleep(0.005)
+            more = self.events().count(os.path.basename(self.path)) - 1
+        elif self.way == "file":
+            # This file has had its one change. The next watch is on the file that is there now.
+            self.inotify.close()
+            self.begin()
+        else:
+            os.close(self.held)
+            self.begin()
+            more = len(self.poll.poll(0))
+        return {"read": read, "more": more}
+
+    def read(self):
+        with open(self.path, encoding="ascii") as file:
+            return file.read()
+
+    def events(self):
+        """The names of the events that are there."""
+        names, read = [], self.inotify.read(65536) or b""
+        while read:
+            length = int.from_bytes(read[12:16], sys.byteorder)
+            names.append(read[16 : 16 + length].rstrip(b"\0").decode())
+            read = read[16 + length :]
+        return names
 
 
 class Calls:
@@ -153,6 +220,12 @@ class Calls:
 
     def pid(self):
         return os.getpid()
+
+    def watch(self, path, way):
+        self.watched = Watched(path, way)
+
+    def wake(self):
+        return self.watched.wake()
 
     def os(self, name, *args):
         """Any function of the module `os` whose result does not matter."""

@@ -29,3 +29,4 @@ mod units;
 mod users;
 mod values;
 mod watching;
+mod watchers;
