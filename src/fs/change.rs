@@ -201,7 +201,7 @@ impl Tree {
     }
 
     /// A look-up by the thread that renames: it finds the new inode under its hidden name and, under the name itself,
-    /// what the kernel has there and nothing newer.
+    /// what the kernel has there and nothing newer. A name that is to go is found in any case.
     ///
     /// # Errors
     /// [`FsError::Absent`]
@@ -213,7 +213,10 @@ impl Tree {
             }
             Some(Node::Service(service)) => {
                 let node = match name.parse() {
-                    Ok(name) => self.inodes.held(&SecretPath { service, name }),
+                    Ok(name) => {
+                        let path = SecretPath { service, name };
+                        self.inodes.leaving(&path).or_else(|| self.inodes.held(&path))
+                    }
                     Err(_) => self.inodes.replacement(&service, name),
                 };
                 node.map(|node| self.file(&node)).ok_or(FsError::Absent)

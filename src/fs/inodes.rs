@@ -188,6 +188,20 @@ impl Inodes {
         table.lookups.contains_key(&node.ino).then_some(node)
     }
 
+    /// The inode of a name that is about to go. The kernel need not hold it, nor anybody have asked for it: there has to be
+    /// something to unlink for whoever watches the folder to hear of it.
+    pub(super) fn leaving(&self, path: &SecretPath) -> Option<Arc<SecretNode>> {
+        let leaves = |table: &Table| {
+            let pending = table.pending.get(path);
+            pending.is_some_and(|pending| pending.replacement.is_none())
+        };
+        if !leaves(&self.table()) {
+            return None;
+        }
+        let mut table = self.table_mut();
+        leaves(&table).then(|| table.secret(path))
+    }
+
     /// True if somebody could watch for changes in this service: the kernel holds its folder.
     pub(super) fn is_watchable(&self, service: &Name) -> bool {
         let table = self.table();
