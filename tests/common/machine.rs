@@ -1,6 +1,7 @@
 //! What a test needs of the machine. What is missing is said loudly, and with `SECRETFS_REQUIRE_ALL=1` is a failure.
 
 use std::path::Path;
+use std::process::Stdio;
 
 /// Something that a machine may lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,9 +12,16 @@ pub(crate) enum Need {
     Fuse,
     /// A program.
     Program(&'static str),
+    /// A module of Python's.
+    Module(&'static str),
+    /// The program of systemd itself, which need not have booted the machine.
+    Systemd,
     /// A writable hierarchy of cgroups that systemd's names stand in.
     Cgroups,
 }
+
+/// Where systemd is.
+pub(crate) const SYSTEMD: &str = "/lib/systemd/systemd";
 
 /// What each test here needs.
 pub(crate) const MOUNT: [Need; 4] = [
@@ -64,6 +72,13 @@ impl Need {
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Fuse => Path::new("/dev/fuse").exists(),
             Self::Program(name) => program(name).is_some(),
+            Self::Module(name) => program(super::probe::PYTHON).is_some_and(|python| {
+                let import = format!("import {name}");
+                let mut command = std::process::Command::new(python);
+                command.args(["-I", "-c", &import]).stderr(Stdio::null());
+                command.status().is_ok_and(|status| status.success())
+            }),
+            Self::Systemd => Path::new(SYSTEMD).exists(),
             Self::Cgroups => named_hierarchy().is_some(),
         }
     }
