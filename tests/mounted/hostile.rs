@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 
 use crate::common::daemon::{Daemon, Setup};
+use crate::common::ears::Ears;
 use crate::common::machine::{Need, needs};
 use crate::common::probe::{Probe, Who};
 use crate::common::{DEADLINE, eventually};
@@ -87,6 +88,38 @@ fn who_holds_a_directory_by_listing_it_for_ever_holds_up_no_other_service() {
         reader.cat(&daemon.path("b/x")),
         Ok(b"longer than it was before".to_vec())
     );
+}
+
+#[test]
+fn who_holds_a_directory_for_ever_holds_up_no_other_services_watchers() {
+    needs!();
+    let daemon = Daemon::start(SERVICES, &VALUES);
+    let mut held = Ears::on(&daemon.path("a"));
+    let mut other = Ears::on(&daemon.path("b"));
+    let tar = Tar::new();
+    let insider = tar.lister(&daemon, 4003, "a");
+    assert!(eventually(DEADLINE, || tar.waiting()), "nothing is held");
+    let mut reader = daemon.probe(&Who::uid(4001));
+    let fd = reader.open(&daemon.path("a/x")).unwrap();
+    reader.ask("watch", json!([daemon.path("a/x"), "poll"])).unwrap();
+    for turn in 0..3 {
+        // The folder's lock is not to be had, so the new inode of this one has to wait, but nothing else has.
+        let value = format!("value {turn}");
+        reader.begin("wake", json!([]));
+        daemon.put("a/x", value.as_bytes());
+        assert_eq!(reader.answer("wake"), Ok(json!({"read": value, "more": 0})));
+        daemon.put("b/x", value.as_bytes());
+        assert_eq!(other.so_far(), ["MOVED_FROM .next", "MOVED_TO x"]);
+        assert_eq!(reader.cat(&daemon.path("b/x")), Ok(value.into_bytes()));
+    }
+    assert_eq!(held.so_far(), [""; 0]);
+    assert_eq!(reader.pread(fd), Ok(VALUE.to_vec()));
+    drop((tar, insider));
+    // What was held up is heard of in the end, as one: whoever wakes reads the last of them.
+    assert_eq!(held.hear("MOVED_TO x"), ["MOVED_FROM .next", "MOVED_TO x"]);
+    assert_eq!(reader.cat(&daemon.path("a/x")), Ok(b"value 2".to_vec()));
+    daemon.put("a/x", b"and so on");
+    assert_eq!(held.so_far(), ["MOVED_FROM .next", "MOVED_TO x"]);
 }
 
 #[test]
