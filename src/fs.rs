@@ -16,7 +16,7 @@ use crate::access::{Access, Permit};
 use crate::backend::BackendError;
 use crate::cache::{Binding, Cache, Fetch, Generation};
 use crate::caller::Caller;
-use crate::secret::Name;
+use crate::secret::{Name, SecretPath};
 use crate::sys::{Gid, Uid};
 
 pub mod catalogue;
@@ -219,12 +219,18 @@ impl Tree {
         self.handles.directory(fh).ok_or(FsError::BadHandle)
     }
 
-    /// What `stat` would show of a listing's line, without fetching; `None` if it is gone.
+    /// What `stat` would show of a line in the listing of `parent`, without fetching; `None` if it is gone. A name that has
+    /// got a new inode since the listing was opened has the new one here: the kernel learns names from this.
     #[must_use]
-    pub fn attr_of(&self, entry: &DirEntry) -> Option<Attr> {
-        match self.inodes.get(entry.ino)? {
-            Node::Root | Node::Service(_) | Node::Hidden(..) => Some(self.directory(entry.ino)),
-            Node::Secret(node) => Some(self.file(&node)),
+    pub fn attr_of(&self, parent: Ino, entry: &DirEntry) -> Option<Attr> {
+        match self.inodes.get(parent)? {
+            Node::Root => Some(self.directory(entry.ino)),
+            Node::Service(service) => {
+                let name = entry.name.clone();
+                let node = self.inodes.current(&SecretPath { service, name })?;
+                Some(self.file(&node))
+            }
+            Node::Hidden(..) | Node::Secret(_) => None,
         }
     }
 

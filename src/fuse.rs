@@ -304,13 +304,12 @@ impl Filesystem for Adapter {
             .enumerate()
             .skip(position(offset).saturating_sub(DOTS.len()))
         {
-            let Some(attr) = self.tree.attr_of(entry) else {
+            let Some(attr) = self.tree.attr_of(Ino(ino.0), entry) else {
                 continue;
             };
-            let (ino, after) = (INodeNo(entry.ino.0), after(index + DOTS.len()));
             if reply.add(
-                ino,
-                after,
+                INodeNo(attr.ino.0),
+                after(index + DOTS.len()),
                 entry.name.as_str(),
                 &LISTING_TTL,
                 &file_attr(&attr),
@@ -318,7 +317,7 @@ impl Filesystem for Adapter {
             ) {
                 break;
             }
-            self.tree.looked_up(entry.ino);
+            self.tree.looked_up(attr.ino);
         }
         reply.ok();
     }

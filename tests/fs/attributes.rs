@@ -92,14 +92,10 @@ async fn a_stat_of_what_cannot_be_fetched() {
 async fn a_listing_s_lines_look_like_stat_and_fetch_nothing() {
     let world = world();
     world.cat(1, "app/plain").await.unwrap();
-    let fh = world
-        .tree
-        .opendir(caller(1), world.ino("app").await)
-        .wait()
-        .await
-        .unwrap();
+    let folder = world.ino("app").await;
+    let fh = world.tree.opendir(caller(1), folder).wait().await.unwrap();
     for entry in &*world.tree.readdir(fh).unwrap() {
-        let attr = world.tree.attr_of(entry).unwrap();
+        let attr = world.tree.attr_of(folder, entry).unwrap();
         assert_eq!(attr.ino, entry.ino);
         let size = if entry.name.as_str() == "plain" { 5 } else { 0 };
         assert_eq!(attr.size, size, "{}", entry.name);
@@ -108,9 +104,9 @@ async fn a_listing_s_lines_look_like_stat_and_fetch_nothing() {
     let gone = DirEntry {
         ino: Ino(1 << 40),
         kind: Kind::File,
-        name: "x".parse().unwrap(),
+        name: "gone".parse().unwrap(),
     };
-    assert_eq!(world.tree.attr_of(&gone), None);
+    assert_eq!(world.tree.attr_of(folder, &gone), None);
 }
 
 async fn xattr(world: &World, uid: u32, ino: Ino, name: &str) -> Reply<String> {

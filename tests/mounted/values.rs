@@ -1,7 +1,7 @@
 //! Values: whole, of any bytes, by every way to read them, and never torn or old.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use serde_json::json;
 
 use crate::common::daemon::{Daemon, tool};
+use crate::common::ears::Ears;
 use crate::common::machine::{Need, needs};
 use crate::common::probe::{Got, Who};
 use crate::common::{patience, run};
@@ -463,4 +464,27 @@ fn what_a_put_makes_is_there_at_once() {
         assert_eq!(reader.cat(&daemon.path(&name)), Ok(name.into_bytes()));
     }
     assert_eq!(reader.list(&daemon.path("a")).unwrap().len(), 20);
+}
+
+#[test]
+fn a_listing_that_was_opened_before_a_put_has_every_name_and_each_leads_to_the_new_inode() {
+    needs!();
+    let daemon = Daemon::start(
+        "[services.a]\nsource = \"local:a\"\nallow = [{ uid = 0 }]\n",
+        &[("a/held", b"old"), ("a/x", b"old"), ("a/y", b"stays")],
+    );
+    let held = File::open(daemon.path("a/held")).unwrap();
+    let listing = fs::read_dir(daemon.path("a")).unwrap();
+    daemon.put("a/x", b"new");
+    daemon.put("a/held", b"new");
+    // Only now the kernel asks for lines, and takes names from them.
+    let mut names: Vec<_> = listing.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["held", "x", "y"]);
+    let path = daemon.path("a/held");
+    assert_ne!(fs::metadata(&path).unwrap().ino(), held.metadata().unwrap().ino());
+    let mut ears = Ears::on(&path);
+    daemon.put("a/held", b"newest");
+    assert_eq!(ears.hear("ATTRIB")[0], "ATTRIB");
+    assert_eq!(fs::read(&path).unwrap(), b"newest");
 }
