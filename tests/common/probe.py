@@ -4,6 +4,7 @@ Standard input is a socket. A request is a line {"op": NAME, "args": [...]}; the
 {"errno": NUMBER}. Bytes go as hexadecimal digits.
 """
 
+import errno
 import json
 import mmap
 import os
@@ -108,6 +109,66 @@ class Watched:
             names.append(read[16 : 16 + length].rstrip(b"\0").decode())
             read = read[16 + length :]
         return names
+
+
+class Churn:
+    """Looks up, lists, opens, reads and maps in one folder, over and over."""
+
+    # A page of another generation is an error and never a mix, and a reader of an old inode may have to come again.
+    EXPECTED = {errno.EIO, errno.EFAULT, errno.ESTALE}
+
+    def __init__(self, folder, names, bound):
+        self.folder, self.names, self.bound = folder, names, bound
+        self.held = []
+        self.done = {}
+        self.wrong = []
+
+    def turn(self):
+        for name in self.names:
+            path = os.path.join(self.folder, name)
+            self.attempt("read", lambda: self.whole(path), {errno.ENOENT})
+            self.attempt("stat", lambda: os.stat(path), {errno.ENOENT})
+            self.attempt("map", lambda: self.map(path), self.EXPECTED | {errno.ENOENT})
+            self.attempt("sendfile", lambda: self.sendfile(path), self.EXPECTED | {errno.ENOENT})
+            self.attempt("hold", lambda: self.hold(path), {errno.ENOENT})
+            self.attempt("absent", lambda: os.stat(path + ".absent"), {errno.ENOENT})
+        for path in self.bound:
+            self.attempt("bound", lambda: self.whole(path), {errno.ESTALE})
+        self.attempt("list", lambda: os.listdir(self.folder), set())
+        self.attempt("list long", lambda: [entry.stat() for entry in os.scandir(self.folder)], {errno.ENOENT})
+
+    def attempt(self, what, call, expected):
+        try:
+            call()
+        except OSError as error:
+            if error.errno not in expected:
+                self.wrong.append(f"{what}: {error}")
+        self.done[what] = self.done.get(what, 0) + 1
+
+    def one_value(self, what, value):
+        """A value is one word, over and over."""
+        if len(set(value.split(b" "))) != 1:
+            self.wrong.append(f"{what} is torn: {value[:100]}")
+
+    def whole(self, path):
+        with open(path, "rb", buffering=0) as file:
+            self.one_value(path, b"".join(iter(lambda: file.read(1 << 16), b"")))
+
+    def hold(self, path):
+        self.held.append(os.open(path, os.O_RDONLY))
+        if len(self.held) > 8:
+            os.close(self.held.pop(0))
+
+    def map(self, path):
+        with open(path, "rb", buffering=0) as file:
+            length = min(os.fstat(file.fileno()).st_size, PIPE)
+            with mmap.mmap(file.fileno(), length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as mapping:
+                # A page that cannot be had ends who touches it. A system call only fails.
+                through_a_pipe(lambda out, at: os.write(out, memoryview(mapping)[at:]) if at < length else 0)
+
+    def sendfile(self, path):
+        with open(path, "rb", buffering=0) as file:
+            through_a_pipe(lambda out, at: os.sendfile(out, file.fileno(), at, PIPE))
 
 
 class Calls:
@@ -220,6 +281,15 @@ class Calls:
 
     def pid(self):
         return os.getpid()
+
+    def churn(self, folder, names, bound, until):
+        """Goes on until there is a file of this name."""
+        churn = Churn(folder, names, bound)
+        while not os.path.exists(until):
+            churn.turn()
+        for fd in churn.held:
+            os.close(fd)
+        return {"done": churn.done, "wrong": churn.wrong[:5]}
 
     def watch(self, path, way):
         self.watched = Watched(path, way)

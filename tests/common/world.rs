@@ -111,6 +111,13 @@ pub fn config(services: &str) -> Config {
 impl World {
     /// The values that `a` and `b` hold at first, and the config below the backends' sections.
     pub fn new(a: &[(&str, &str)], b: &[(&str, &str)], services: &str) -> Self {
+        let world = Self::unattached(a, b, services);
+        world.tree.attach(Arc::<Told>::clone(&world.kernel));
+        world
+    }
+
+    /// The same, for another kernel than [`Told`].
+    pub fn unattached(a: &[(&str, &str)], b: &[(&str, &str)], services: &str) -> Self {
         let config = config(services);
         let a = Arc::new(Faulty::new(a));
         let b = Arc::new(Faulty::announcing(b));
@@ -146,7 +153,6 @@ impl World {
         let (shared, store) = (Arc::clone(&access), Arc::clone(&cache));
         let tree = Tree::new(catalogue, shared, store, clock.timestamp());
         let kernel = Arc::new(Told::default());
-        tree.attach(Arc::<Told>::clone(&kernel));
         Self {
             a,
             b,

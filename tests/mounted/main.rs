@@ -12,10 +12,21 @@
     reason = "a test ends where it is wrong"
 )]
 
+#[path = "../common/callers.rs"]
+mod callers;
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/faulty.rs"]
+mod faulty;
+#[path = "../common/log.rs"]
+mod log;
+#[path = "../common/served.rs"]
+mod served;
+#[path = "../common/world.rs"]
+mod world;
 
 mod audit;
+mod deadlocks;
 mod descriptors;
 mod hostile;
 mod keeper;
