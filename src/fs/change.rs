@@ -215,7 +215,9 @@ impl Tree {
                 let node = match name.parse() {
                     Ok(name) => {
                         let path = SecretPath { service, name };
-                        self.inodes.leaving(&path).or_else(|| self.inodes.held(&path))
+                        self.inodes
+                            .leaving(&path)
+                            .or_else(|| self.inodes.held(&path))
                     }
                     Err(_) => self.inodes.replacement(&service, name),
                 };

@@ -223,6 +223,24 @@ class Calls:
     def mapped(self, index):
         return kept[index][:].hex()
 
+    def mapped_if_there(self, index):
+        """Whether a mapping's first page can be had. A page that cannot ends who touches it; a system call only fails."""
+        read, write = os.pipe()
+        try:
+            return os.write(write, memoryview(kept[index])[:64]) == 64
+        finally:
+            os.close(read)
+            os.close(write)
+
+    def unmap(self, index):
+        kept[index].close()
+
+    def poll(self, fd, milliseconds):
+        """poll(2) for POLLPRI alone: the events."""
+        poll = select.poll()
+        poll.register(fd, select.POLLPRI)
+        return sum(events for _, events in poll.poll(milliseconds))
+
     def borrow(self, path):
         """Maps a file's first page to write to, and does not touch it yet."""
         fd = os.open(path, os.O_RDONLY)

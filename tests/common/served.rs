@@ -1,10 +1,6 @@
 //! A tree with backends that do as they are told, on a real mount, served by the test itself.
 
-#![allow(
-    unreachable_pub,
-    clippy::unwrap_used,
-    reason = "it is part of tests"
-)]
+#![allow(unreachable_pub, clippy::unwrap_used, reason = "it is part of tests")]
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,12 +25,7 @@ pub struct Served {
 impl Served {
     /// As [`World::new`]; `writable` if names change through a mount of the server's own, as they do for root.
     #[track_caller]
-    pub fn start(
-        a: &[(&str, &str)],
-        b: &[(&str, &str)],
-        services: &str,
-        writable: bool,
-    ) -> Self {
+    pub fn start(a: &[(&str, &str)], b: &[(&str, &str)], services: &str, writable: bool) -> Self {
         let folder = Setup::default().prepare();
         let runtime = Builder::new_multi_thread()
             .worker_threads(2)

@@ -53,11 +53,18 @@ fn names_change_while_lookups_wait(writable: bool) {
             _ => looker.begin("stat", json!([served.path(&format!("a/absent-{number}"))])),
         }
     }
-    assert!(eventually(DEADLINE, || served.waiting() >= 20), "{}", served.waiting());
+    assert!(
+        eventually(DEADLINE, || served.waiting() >= 20),
+        "{}",
+        served.waiting()
+    );
     for turn in 0..3 {
         let value = format!("value {turn}");
         served.put("a:a/x", &value);
-        assert_eq!(reader.cat(&served.path("a/x")), Ok(value.clone().into_bytes()));
+        assert_eq!(
+            reader.cat(&served.path("a/x")),
+            Ok(value.clone().into_bytes())
+        );
         assert_eq!(reader.pread(held), Ok(b"first".to_vec()));
         served.put("a:other/x", &value);
         assert_eq!(reader.cat(&served.path("other/x")), Ok(value.into_bytes()));
@@ -136,7 +143,8 @@ fn churn(daemon: &Daemon, count: usize, bound: &[PathBuf]) -> Vec<Probe> {
 fn puts_go_on_while_16_processes_look_up_list_open_read_and_map_in_the_same_folder() {
     needs!();
     let daemon = start();
-    let binds = ["x", "cached", "large"].map(|name| daemon.bind(&daemon.path("a").join(name), name));
+    let binds =
+        ["x", "cached", "large"].map(|name| daemon.bind(&daemon.path("a").join(name), name));
     let bound = binds.each_ref().map(|bind| bind.path().to_owned());
     let mut churners = churn(&daemon, 16, &bound);
     let mut ears = Ears::on(&daemon.path("a"));
@@ -172,7 +180,10 @@ fn a_daemon_ends_and_lets_everyone_go_in_the_middle_of_it_all() {
             daemon.put("a/cached", &value("cached", turn));
         }
         // With a put under way.
-        let mut putting = daemon.command(&["put", "--file", "/etc/passwd", "a/x"]).spawn().unwrap();
+        let mut putting = daemon
+            .command(&["put", "--file", "/etc/passwd", "a/x"])
+            .spawn()
+            .unwrap();
         match end {
             Signal::SIGKILL => {
                 kill(daemon.server(), end).unwrap();

@@ -101,7 +101,9 @@ fn who_holds_a_directory_for_ever_holds_up_no_other_services_watchers() {
     assert!(eventually(DEADLINE, || tar.waiting()), "nothing is held");
     let mut reader = daemon.probe(&Who::uid(4001));
     let fd = reader.open(&daemon.path("a/x")).unwrap();
-    reader.ask("watch", json!([daemon.path("a/x"), "poll"])).unwrap();
+    reader
+        .ask("watch", json!([daemon.path("a/x"), "poll"]))
+        .unwrap();
     for turn in 0..3 {
         // The folder's lock is not to be had, so the new inode of this one has to wait, but nothing else has.
         let value = format!("value {turn}");

@@ -482,7 +482,10 @@ fn a_listing_that_was_opened_before_a_put_has_every_name_and_each_leads_to_the_n
     names.sort();
     assert_eq!(names, ["held", "x", "y"]);
     let path = daemon.path("a/held");
-    assert_ne!(fs::metadata(&path).unwrap().ino(), held.metadata().unwrap().ino());
+    assert_ne!(
+        fs::metadata(&path).unwrap().ino(),
+        held.metadata().unwrap().ino()
+    );
     let mut ears = Ears::on(&path);
     daemon.put("a/held", b"newest");
     assert_eq!(ears.hear("ATTRIB")[0], "ATTRIB");

@@ -146,10 +146,16 @@ fn what_comes_and_goes_is_heard_by_who_watches_the_folder_and_the_file() {
         }
     };
     daemon.put("a/new", b"first");
-    hear(&mut ears, "MOVED_TO new", &["MOVED_FROM .next", "MOVED_TO new"]);
+    hear(
+        &mut ears,
+        "MOVED_TO new",
+        &["MOVED_FROM .next", "MOVED_TO new"],
+    );
     assert_eq!(fs::read(bound.path().join("new")).unwrap(), b"first");
     let mut file = Ears::on(&daemon.path("a/new"));
-    daemon.secretfs(&["rm", "--force", "a/new"], b"").expect_ok();
+    daemon
+        .secretfs(&["rm", "--force", "a/new"], b"")
+        .expect_ok();
     hear(&mut ears, "DELETE new", &["DELETE new"]);
     assert_eq!(file.hear("IGNORED"), REPLACED);
     assert!(!daemon.path("a/new").exists());
@@ -162,7 +168,9 @@ fn what_comes_and_goes_is_heard_by_who_watches_the_folder_and_the_file() {
     drop(held);
     assert_eq!(file.hear("IGNORED"), ["DELETE_SELF", "IGNORED"]);
     // One that nobody has ever looked up is gone for the folder's watchers like any other.
-    daemon.secretfs(&["rm", "--force", "a/still"], b"").expect_ok();
+    daemon
+        .secretfs(&["rm", "--force", "a/still"], b"")
+        .expect_ok();
     hear(&mut ears, "DELETE still", &["DELETE still"]);
     // And it comes back.
     daemon.put("a/x", b"back");
@@ -213,7 +221,11 @@ fn a_plain_users_own_mount_wakes_its_watchers() {
     needs!(Need::Program("fusermount3"));
     let _machine = Machine::with("# user_allow_other\n");
     let daemon = plain_users();
-    assert!(!daemon.log().contains("will not be woken"), "{}", daemon.log());
+    assert!(
+        !daemon.log().contains("will not be woken"),
+        "{}",
+        daemon.log()
+    );
     let mut watchers = ["folder", "file", "poll"]
         .map(|way| watcher(&daemon, &Who::new(1, 1, &[]), &daemon.path("a/x"), way));
     for value in ["second", "third", "a longer one, the fourth"] {
@@ -226,7 +238,11 @@ fn a_plain_users_mount_for_others_wakes_who_polls_and_says_that_it_wakes_no_othe
     needs!(Need::Program("fusermount3"));
     let _machine = Machine::with("user_allow_other\n");
     let daemon = plain_users();
-    assert!(daemon.log().contains("will not be woken"), "{}", daemon.log());
+    assert!(
+        daemon.log().contains("will not be woken"),
+        "{}",
+        daemon.log()
+    );
     let mut folder = Ears::on(&daemon.path("a"));
     let mut file = Ears::on(&daemon.path("a/x"));
     let path = daemon.path("a/x");

@@ -47,7 +47,11 @@ fn poll_says_pri_once_a_handle_is_outdated_and_nothing_before() {
         single.path().to_owned(),
     ] {
         let place = path.display();
-        let secret = if path.ends_with("cached") { "a/cached" } else { "a/x" };
+        let secret = if path.ends_with("cached") {
+            "a/cached"
+        } else {
+            "a/x"
+        };
         for turn in 0..3 {
             let mut file = File::open(&path).unwrap();
             let pri = PollFlags::POLLPRI;
@@ -93,7 +97,10 @@ fn epoll_and_select_wake_likewise() {
         let woken = |epoll: &Epoll, wait: EpollTimeout| {
             let mut events = [EpollEvent::empty(); 4];
             let count = epoll.wait(&mut events, wait).unwrap();
-            events[..count].iter().map(EpollEvent::events).collect::<Vec<_>>()
+            events[..count]
+                .iter()
+                .map(EpollEvent::events)
+                .collect::<Vec<_>>()
         };
         let excepted = |wait: i64| {
             let (mut set, mut wait) = (FdSet::new(), TimeVal::milliseconds(wait));
@@ -149,7 +156,10 @@ fn who_is_gone_while_it_polls_disturbs_nobody() {
         let (leaver, stayer) = (File::open(&path).unwrap(), File::open(&path).unwrap());
         let pri = PollFlags::POLLPRI;
         // Asked once with somebody waiting, so that it is to be woken, and closed before that.
-        assert_eq!(polled_for(&leaver, pri, PollTimeout::from(1_u8)), PollFlags::empty());
+        assert_eq!(
+            polled_for(&leaver, pri, PollTimeout::from(1_u8)),
+            PollFlags::empty()
+        );
         thread::scope(|scope| {
             let waiting = scope.spawn(|| polled_for(&stayer, pri, seconds()));
             drop(leaver);
@@ -196,7 +206,10 @@ fn fanotify_marks_on_a_folder_and_on_a_file_wake() {
         let files = files.map(|file| mark(&file, file_mask));
         daemon.put("a/x", format!("turn {turn}").as_bytes());
         for group in &folders {
-            assert_eq!(heard(group, MaskFlags::FAN_MOVED_TO), MaskFlags::FAN_MOVED_TO);
+            assert_eq!(
+                heard(group, MaskFlags::FAN_MOVED_TO),
+                MaskFlags::FAN_MOVED_TO
+            );
         }
         for group in &files {
             assert_eq!(heard(group, file_mask), file_mask);

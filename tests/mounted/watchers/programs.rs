@@ -128,7 +128,11 @@ console.log('ready');
     for value in ["second", "third", "a longer one, the fourth"] {
         daemon.put("a/x", value.as_bytes());
         for (kind, watcher) in &mut watchers {
-            let event = if *kind == "folder" { "rename" } else { "change" };
+            let event = if *kind == "folder" {
+                "rename"
+            } else {
+                "change"
+            };
             watcher.says(&format!("{kind} {event} {value}"));
         }
     }

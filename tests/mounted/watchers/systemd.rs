@@ -76,14 +76,25 @@ struct Cgroups(Vec<PathBuf>);
 
 impl Cgroups {
     fn new() -> Self {
-        let hierarchies = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+        let hierarchies = [
+            "/sys/fs/cgroup/systemd",
+            "/sys/fs/cgroup/unified",
+            "/sys/fs/cgroup",
+        ];
         let there = |path: &&Path| path.join("cgroup.procs").exists();
         let make = |path: &Path| {
             let top = path.join(format!("sfs{}-manager.slice", std::process::id()));
             fs::create_dir(&top).unwrap();
             top
         };
-        Self(hierarchies.iter().map(Path::new).filter(there).map(make).collect())
+        Self(
+            hierarchies
+                .iter()
+                .map(Path::new)
+                .filter(there)
+                .map(make)
+                .collect(),
+        )
     }
 }
 
@@ -155,6 +166,10 @@ fn systemd_s_path_units_start_their_services_also_through_a_bind() {
     // Whoever put in vain would be told twice.
     std::thread::sleep(Duration::from_millis(100));
     for (name, _, _) in all {
-        assert_eq!(fs::read_to_string(daemon.at(name)).unwrap(), right, "{name}");
+        assert_eq!(
+            fs::read_to_string(daemon.at(name)).unwrap(),
+            right,
+            "{name}"
+        );
     }
 }
