@@ -24,6 +24,7 @@ mod names;
 mod opening;
 mod reading;
 mod revoked;
+mod views;
 
 use world::World;
 

@@ -40,5 +40,6 @@ mod trouble;
 mod units;
 mod users;
 mod values;
+mod views;
 mod watchers;
 mod watching;
