@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use secretfs::clock::Clock;
 
+pub(crate) mod cgroups;
 pub(crate) mod daemon;
 pub(crate) mod ears;
 pub(crate) mod machine;

@@ -5,6 +5,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 
+use secretfs::clock::Clock;
+
 use super::DEADLINE;
 
 /// Runs until it is dropped. What it says on either stream is kept, in the order of its lines.
@@ -39,9 +41,12 @@ impl Speaker {
 
     /// Waits for a line that is like this. What was said before it is passed over.
     #[track_caller]
-    pub(crate) fn until(&mut self, like: impl Fn(&str) -> bool) -> String {
+    pub(crate) fn until(&mut self, mut like: impl FnMut(&str) -> bool) -> String {
+        let clock = Clock::default();
+        let deadline = clock.now() + DEADLINE;
         loop {
-            match self.lines.recv_timeout(DEADLINE) {
+            let left = deadline.saturating_duration_since(clock.now());
+            match self.lines.recv_timeout(left) {
                 Ok(line) => {
                     self.said.push(line.clone());
                     if like(&line) {

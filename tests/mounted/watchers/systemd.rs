@@ -2,11 +2,12 @@
 //! cgroups of its own, and all of that is gone with it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use super::{bind, start};
+use crate::common::cgroups::Cgroups;
 use crate::common::daemon::Daemon;
 use crate::common::machine::{Need, SYSTEMD, needs};
 use crate::common::speaker::Speaker;
@@ -41,14 +42,14 @@ exec setpriv --pdeathsig KILL unshare --mount --propagation private --pid --fork
 
 impl Manager {
     fn start(units: &Path) -> Self {
-        let cgroups = Cgroups::new();
+        let cgroups = Cgroups::make("manager.slice");
         let mut command = Command::new("/bin/sh");
         command
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .current_dir("/")
             .args(["-c", ENTER, "sh"])
-            .args(&cgroups.0)
+            .args(cgroups.paths())
             .args(["--", "/bin/sh", "-c", SHELL, "sh"])
             .arg(units)
             .arg(SYSTEMD);
@@ -68,53 +69,6 @@ impl Manager {
         self.shell.tell(&ask);
         self.shell.says(&format!("{unit} waits"));
     }
-}
-
-/// The same cgroup in each hierarchy that systemd uses.
-#[derive(Debug)]
-struct Cgroups(Vec<PathBuf>);
-
-impl Cgroups {
-    fn new() -> Self {
-        let hierarchies = [
-            "/sys/fs/cgroup/systemd",
-            "/sys/fs/cgroup/unified",
-            "/sys/fs/cgroup",
-        ];
-        let there = |path: &&Path| path.join("cgroup.procs").exists();
-        let make = |path: &Path| {
-            let top = path.join(format!("sfs{}-manager.slice", std::process::id()));
-            fs::create_dir(&top).unwrap();
-            top
-        };
-        Self(
-            hierarchies
-                .iter()
-                .map(Path::new)
-                .filter(there)
-                .map(make)
-                .collect(),
-        )
-    }
-}
-
-impl Drop for Cgroups {
-    fn drop(&mut self) {
-        for top in &self.0 {
-            // Whoever was killed needs a moment to be gone.
-            let gone = eventually(DEADLINE, || remove(top).is_ok());
-            assert!(gone || std::thread::panicking(), "{} stays", top.display());
-        }
-    }
-}
-
-fn remove(cgroup: &Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(cgroup)?.flatten() {
-        if entry.path().is_dir() {
-            remove(&entry.path())?;
-        }
-    }
-    fs::remove_dir(cgroup)
 }
 
 /// A path unit and its service, which writes down what it reads.
