@@ -51,6 +51,32 @@ fn inotifywait_on_the_folder_and_on_the_file_also_through_a_bind() {
 }
 
 #[test]
+fn who_may_read_nothing_hears_of_changes_all_the_same() {
+    needs!(Need::Program("inotifywait"));
+    let daemon = start();
+    // The kernel asks nobody before it adds a watch to a folder that can be looked up. A name's own look-up is refused.
+    let folder = daemon.path("a");
+    let words = [
+        &tool("inotifywait"),
+        "-m",
+        "--format",
+        "<%e %f>",
+        folder.to_str().unwrap(),
+    ];
+    let mut stranger = Speaker::start(&mut Who::uid(4002).command(&words));
+    stranger.says("Watches established");
+    daemon.put("a/x", b"second");
+    stranger.says("<MOVED_TO x>");
+    let mut reader = daemon.probe(&Who::uid(4001));
+    assert_eq!(reader.cat(&daemon.path("a/x")), Ok(b"second".to_vec()));
+    stranger.says("<OPEN x>");
+    let file = daemon.path("a/still");
+    let words = [&tool("inotifywait"), file.to_str().unwrap()];
+    let mut stranger = Speaker::start(&mut Who::uid(4002).command(&words));
+    stranger.says("Couldn't watch");
+}
+
+#[test]
 fn watchdog_for_python_on_the_folder_also_through_a_bind() {
     needs!(Need::Module("watchdog"));
     let daemon = start();
