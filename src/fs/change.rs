@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt, join_all};
-use tokio::sync::oneshot;
+use futures_util::future::{BoxFuture, FutureExt, join, join_all};
+use tokio::sync::{oneshot, watch};
 
 use crate::access::Recheck;
 use crate::backend::{BackendError, Reference};
@@ -24,6 +24,18 @@ use crate::secret::{Name, SecretPath};
 /// How long a change waits for the kernel to hear of it.
 const KERNEL_DEADLINE: Duration = Duration::from_secs(1);
 
+/// A change of a name that is under way, to be waited for.
+#[derive(Debug)]
+pub(super) struct Made(watch::Receiver<()>);
+
+impl Made {
+    /// Waits until the kernel has made it, or has been asked to look the name up again.
+    async fn wait(mut self) {
+        // Nothing is ever sent: it ends when the other end is dropped.
+        while self.0.changed().await.is_ok() {}
+    }
+}
+
 /// What is known of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
@@ -34,8 +46,9 @@ pub enum Change {
 }
 
 impl Tree {
-    /// The values at these references have changed. At once, every following open sees the new ones; when the future
-    /// ends, whoever watches has heard of it, unless the kernel took longer than [`KERNEL_DEADLINE`].
+    /// The values at these references have changed. When the future ends, every following open sees the new ones, by any
+    /// way, and whoever watches has heard of it, unless the kernel took longer than [`KERNEL_DEADLINE`] for that. Until then
+    /// an open may still see the old one: it changes in the moment in which the kernel gives the name to another inode.
     pub fn changed<'a>(
         self: &Arc<Self>,
         references: impl IntoIterator<Item = &'a Reference>,
@@ -43,30 +56,57 @@ impl Tree {
     ) -> BoxFuture<'static, ()> {
         let catalogue = self.editions.current();
         let mut paths = Vec::new();
-        for reference in references {
-            self.cache.invalidate(reference);
+        let references: Vec<&Reference> = references.into_iter().collect();
+        for reference in &references {
             // Each that may show it, not only those that have: one may be on its way.
             paths.extend(catalogue.paths_from(reference));
         }
-        self.follow(paths, change)
+        let shown = paths.iter().filter_map(|path| self.shown(path)).collect();
+        for reference in references {
+            self.cache.invalidate(reference);
+        }
+        self.follow(paths, shown, change)
     }
 
     /// The same for everything that was ever fetched.
     pub fn invalidate_all(self: &Arc<Self>) -> BoxFuture<'static, ()> {
         self.cache.invalidate_all();
-        self.follow(self.inodes.known(), Change::Perhaps)
+        self.follow(self.inodes.known(), Vec::new(), Change::Perhaps)
     }
 
-    fn follow(self: &Arc<Self>, paths: Vec<SecretPath>, change: Change) -> BoxFuture<'static, ()> {
+    /// The generation that opens of this secret get, if it has one.
+    fn shown(&self, path: &SecretPath) -> Option<(Arc<SecretNode>, Arc<Generation>)> {
+        let node = self.inodes.current(path)?;
+        let binding = node.binding(&self.editions.current())?;
+        let generation = self.cache.fresh(path, &binding)?;
+        Some((node, generation))
+    }
+
+    fn follow(
+        self: &Arc<Self>,
+        paths: Vec<SecretPath>,
+        shown: Vec<(Arc<SecretNode>, Arc<Generation>)>,
+        change: Change,
+    ) -> BoxFuture<'static, ()> {
         let tree = Arc::clone(self);
         let each = paths.into_iter().map(move |path| {
             let tree = Arc::clone(&tree);
             async move { tree.follow_one(&path, change).await }
         });
         async move {
-            // In a task of its own: it goes on when nobody waits for it any more.
+            let keep = |(node, generation): (Arc<SecretNode>, _)| {
+                node.secret.keep(generation);
+                node
+            };
+            let keeping: Vec<_> = shown.into_iter().map(keep).collect();
+            // In tasks of their own: they go on when nobody waits for them any more.
             let work = tokio::spawn(join_all(each));
-            if tokio::time::timeout(KERNEL_DEADLINE, work).await.is_err() {
+            let end = tokio::spawn(async move {
+                let in_time = tokio::time::timeout(KERNEL_DEADLINE, work).await.is_ok();
+                keeping.iter().for_each(|node| node.secret.let_go());
+                in_time
+            });
+            if !end.await.unwrap_or_default() {
                 tracing::warn!("the kernel did not take a change of names in time; opens see the new values all the same");
             }
         }
@@ -82,10 +122,14 @@ impl Tree {
             // Its values are not to come back into memory.
             Some(_) if self.access.is_revoked(path) => self.rotate_unseen(path),
             Some(node) => match self.newest(path).await {
-                Ok(generation) if !node.secret.notice(generation.number) => return,
                 Ok(generation) => {
-                    self.wake(&node.secret);
-                    self.tell_rotated(path, Some(&generation));
+                    if node.secret.notice(generation.number) {
+                        self.wake(&node.secret);
+                        self.tell_rotated(path, Some(&generation));
+                    } else if !self.is_to_rotate(path, generation.number) {
+                        return;
+                    }
+                    // Also if somebody has found it out before: then it is under way.
                     self.rotate(path, Some(&generation))
                 }
                 Err(BackendError::Absent(_)) => {
@@ -98,22 +142,31 @@ impl Tree {
                 Err(_) => self.rotate_unseen(path),
             },
             None if !watchable && !self.access.events().is_watched() => return,
-            None if change == Change::Written || self.exists(path).await => {
-                self.tell_rotated(path, None);
-                watchable.then(|| self.rotate(path, None)).flatten()
-            }
             None => {
-                self.tell_removed(path);
-                watchable.then(|| self.remove(path)).flatten()
+                let exists = change == Change::Written || self.exists(path).await;
+                if exists {
+                    self.tell_rotated(path, None);
+                } else {
+                    self.tell_removed(path);
+                }
+                match (watchable, exists) {
+                    (false, _) => return,
+                    (true, true) => self.rotate(path, None),
+                    (true, false) => self.remove(path),
+                }
             }
         };
-        if let Some(made) = made {
-            let _ = made.await;
-        }
+        made.wait().await;
+    }
+
+    /// True if the name leads to an inode that was made for an older generation.
+    fn is_to_rotate(&self, path: &SecretPath, number: u64) -> bool {
+        let current = self.inodes.current(path);
+        current.is_some_and(|node| node.is_older_than(number))
     }
 
     /// The value has changed, and what it is now is not known here.
-    fn rotate_unseen(self: &Arc<Self>, path: &SecretPath) -> Option<oneshot::Receiver<()>> {
+    fn rotate_unseen(self: &Arc<Self>, path: &SecretPath) -> Made {
         self.tell_rotated(path, None);
         self.rotate(path, None)
     }
@@ -153,31 +206,39 @@ impl Tree {
         names.map_or(true, |names| names.binary_search(&path.name).is_ok())
     }
 
-    /// Has a new inode renamed over the current one. `None` if that is under way already.
+    /// Has a new inode renamed over the current one, unless that is under way already.
     pub(super) fn rotate(
         self: &Arc<Self>,
         path: &SecretPath,
         generation: Option<&Generation>,
-    ) -> Option<oneshot::Receiver<()>> {
-        let pending = self.inodes.begin(path, true)?;
+    ) -> Made {
+        let (pending, begun) = self.inodes.begin(path, true);
         if let (Some(node), Some(generation)) = (&pending.replacement, generation) {
-            node.show(generation);
+            node.make_for(generation);
             node.secret.notice(generation.number);
         }
-        Some(self.rename(path, pending))
+        self.rename(path, pending, begun)
     }
 
     /// Has the name unlinked or, where the config itself names it, lead to a new inode.
-    fn remove(self: &Arc<Self>, path: &SecretPath) -> Option<oneshot::Receiver<()>> {
+    fn remove(self: &Arc<Self>, path: &SecretPath) -> Made {
         if self.editions.current().is_bound(path) {
             return self.rotate(path, None);
         }
-        let pending = self.inodes.begin(path, false)?;
-        Some(self.rename(path, pending))
+        let (pending, begun) = self.inodes.begin(path, false);
+        self.rename(path, pending, begun)
     }
 
-    fn rename(self: &Arc<Self>, path: &SecretPath, pending: Pending) -> oneshot::Receiver<()> {
-        let (done, made) = oneshot::channel();
+    fn rename(
+        self: &Arc<Self>,
+        path: &SecretPath,
+        pending: Pending,
+        begun: Option<watch::Sender<()>>,
+    ) -> Made {
+        let made = Made(pending.made.clone());
+        let Some(done) = begun else {
+            return made;
+        };
         let (tree, subject, number) = (Arc::clone(self), path.clone(), pending.number);
         let settle = move || {
             let wanted = |pending: &Pending| pending.number == number;
@@ -286,8 +347,10 @@ impl Tree {
                 barred.insert(node.ino, Arc::clone(node));
             }
         }
+        let files = self.inodes.files();
+        files.iter().for_each(|node| node.secret.let_go());
         // What nobody has open may still lie in the page cache.
-        let cached = self.inodes.files().into_iter();
+        let cached = files.into_iter();
         let cached = cached.filter(|node| node.drop_pages());
         drop_pages.extend(cached.map(|node| (node.ino, node)));
         let mut waits: Vec<oneshot::Receiver<()>> = Vec::new();
@@ -302,12 +365,10 @@ impl Tree {
         let current = barred
             .into_values()
             .filter(|node| node.view == View::Current && !node.is_superseded());
-        let renamed: Vec<_> = current
-            .filter_map(|node| self.rotate(&node.path, None))
-            .collect();
-        waits.extend(renamed);
+        let renamed: Vec<Made> = current.map(|node| self.rotate(&node.path, None)).collect();
         async move {
-            if tokio::time::timeout(KERNEL_DEADLINE, join_all(waits))
+            let renamed = join_all(renamed.into_iter().map(Made::wait));
+            if tokio::time::timeout(KERNEL_DEADLINE, join(join_all(waits), renamed))
                 .await
                 .is_err()
             {

@@ -10,6 +10,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use tokio::sync::watch;
+
 use crate::backend::Version;
 use crate::fs::node::{Secret, SecretNode, View};
 use crate::secret::{Name, SecretPath};
@@ -52,6 +54,10 @@ pub(super) struct Pending {
     pub(super) number: u64,
     /// The inode that gets the name; `None` if the name goes.
     pub(super) replacement: Option<Arc<SecretNode>>,
+    /// Ends when the kernel has been asked for it.
+    pub(super) made: watch::Receiver<()>,
+    /// The kernel has looked the replacement up.
+    seen: bool,
 }
 
 /// What an inode is called until it is renamed: `.next-7` in the change of this number.
@@ -78,8 +84,8 @@ struct Table {
     secrets: HashMap<SecretPath, Known>,
     /// Secrets in hidden folders.
     views: HashMap<(SecretPath, View), Ino>,
-    /// Changes of names that are under way.
-    pending: HashMap<SecretPath, Pending>,
+    /// Changes of names that are under way, the first one first.
+    pending: HashMap<SecretPath, Vec<Pending>>,
     /// Whose name a change of this number is about.
     changing: HashMap<u64, SecretPath>,
     /// How many look-ups the kernel holds of each.
@@ -192,8 +198,8 @@ impl Inodes {
     /// something to unlink for whoever watches the folder to hear of it.
     pub(super) fn leaving(&self, path: &SecretPath) -> Option<Arc<SecretNode>> {
         let leaves = |table: &Table| {
-            let pending = table.pending.get(path);
-            pending.is_some_and(|pending| pending.replacement.is_none())
+            let first = table.pending.get(path).and_then(|all| all.first());
+            first.is_some_and(|pending| pending.replacement.is_none())
         };
         if !leaves(&self.table()) {
             return None;
@@ -243,14 +249,20 @@ impl Inodes {
         table.drop_unnamed(ino);
     }
 
-    /// Begins to give the name a new inode, or none. `None` if the same is under way already, and nobody has seen yet
-    /// what it leads to: it will do for this change, too.
-    pub(super) fn begin(&self, path: &SecretPath, replace: bool) -> Option<Pending> {
+    /// Begins to give the name a new inode, or none; what is to be dropped when that is done comes along. Not if the same
+    /// is under way already, and nobody has seen yet what it leads to: it will do for this change, too.
+    pub(super) fn begin(
+        &self,
+        path: &SecretPath,
+        replace: bool,
+    ) -> (Pending, Option<watch::Sender<()>>) {
         let mut table = self.table_mut();
-        if let Some(pending) = table.pending.get(path)
+        let last = table.pending.get(path).and_then(|pending| pending.last());
+        if let Some(pending) = last
             && pending.replacement.is_some() == replace
+            && !pending.seen
         {
-            return None;
+            return (pending.clone(), None);
         }
         let number = table.number().0;
         let replacement = replace.then(|| {
@@ -260,27 +272,31 @@ impl Inodes {
             };
             SecretNode::new(table.number(), path.clone(), View::Current, secret)
         });
+        let (done, made) = watch::channel(());
         let pending = Pending {
             number,
             replacement,
+            made,
+            seen: false,
         };
         table.changing.insert(number, path.clone());
-        let before = table.pending.insert(path.clone(), pending.clone());
-        if let Some(before) = before {
-            table.changing.remove(&before.number);
-        }
-        Some(pending)
+        let all = table.pending.entry(path.clone()).or_default();
+        all.push(pending.clone());
+        (pending, Some(done))
     }
 
     /// The inode that is about to be renamed from this name.
     pub(super) fn replacement(&self, service: &Name, hidden: &str) -> Option<Arc<SecretNode>> {
         let number = hidden.strip_prefix(NEXT)?.parse().ok()?;
         let mut table = self.table_mut();
-        let path = table.changing.get(&number)?;
-        let node = table.pending.get(path)?.replacement.clone()?;
-        if node.path.service != *service {
+        let path = table.changing.get(&number)?.clone();
+        if path.service != *service {
             return None;
         }
+        let mut all = table.pending.get_mut(&path)?.iter_mut();
+        let pending = all.find(|pending| pending.number == number)?;
+        pending.seen = true;
+        let node = pending.replacement.clone()?;
         // The kernel holds it from now on, whatever becomes of the rename.
         let entry = Node::Secret(Arc::clone(&node));
         table.nodes.insert(node.ino, entry);
@@ -290,12 +306,16 @@ impl Inodes {
     /// The name changes hands now, if this change is still the one that is wanted.
     pub(super) fn commit(&self, path: &SecretPath, wanted: impl Fn(&Pending) -> bool) -> bool {
         let mut table = self.table_mut();
-        if !table.pending.get(path).is_some_and(wanted) {
-            return false;
-        }
-        let Some(pending) = table.pending.remove(path) else {
+        let Some(all) = table.pending.get_mut(path) else {
             return false;
         };
+        let Some(at) = all.iter().position(wanted) else {
+            return false;
+        };
+        let pending = all.remove(at);
+        if all.is_empty() {
+            table.pending.remove(path);
+        }
         table.changing.remove(&pending.number);
         let before = match pending.replacement {
             Some(node) => {
@@ -310,6 +330,7 @@ impl Inodes {
         if let Some(Known { current, .. }) = before {
             if let Some(Node::Secret(node)) = table.nodes.get(&current) {
                 node.supersede();
+                node.secret.let_go();
             }
             table.drop_unnamed(current);
         }

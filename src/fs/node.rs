@@ -3,6 +3,7 @@
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
@@ -12,6 +13,7 @@ use crate::cache::{Binding, Generation};
 use crate::fs::types::Waiter;
 use crate::fs::{Catalogue, Fh, Ino};
 use crate::secret::SecretPath;
+use crate::sys::Tid;
 
 /// Which of a secret's values a file shows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -45,7 +47,25 @@ pub(super) struct Secret {
     waiters: Mutex<Vec<(Fh, Waiter)>>,
     /// Somebody has polled: most never do, and pay for it with one look at this.
     polled: AtomicBool,
+    /// The generation that every open gets until the name has gone to a newer one's inode. Not for long.
+    kept: Mutex<Option<Arc<Generation>>>,
+    /// There is one: likewise.
+    is_kept: AtomicBool,
+    /// Whose open was sent away from which inode, the last ones.
+    sent_away: Mutex<Vec<(Tid, Sent)>>,
+    /// Somebody was: likewise.
+    any_sent_away: AtomicBool,
 }
+
+/// Whence an open was sent away, and what was the newest generation then.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sent {
+    pub(super) ino: Ino,
+    pub(super) newest: u64,
+}
+
+/// So many are remembered who were sent away. Most come back at once.
+const SENT_AWAY: usize = 64;
 
 impl Secret {
     /// A generation of this number is known from now on. True if it takes the place of an older one.
@@ -84,8 +104,77 @@ impl Secret {
         self.waiters().drain(..).map(|(_, waiter)| waiter).collect()
     }
 
+    /// From now on every open gets this generation, until the next [`Secret::let_go`], so that the value changes in the
+    /// moment in which the name does. Not if anybody has seen a newer one.
+    pub(super) fn keep(&self, generation: Arc<Generation>) {
+        let number = generation.number;
+        {
+            let mut kept = self.kept();
+            if kept.is_some() || self.outdates(number) {
+                return;
+            }
+            *kept = Some(generation);
+            self.is_kept.store(true, Ordering::Release);
+        }
+        if self.outdates(number) {
+            self.let_go();
+        }
+    }
+
+    /// From now on every open gets what is current.
+    pub(super) fn let_go(&self) {
+        if self.is_kept.swap(false, Ordering::AcqRel) {
+            let kept = self.kept().take();
+            // Wiping the value, if this was its last holder, is not done under the lock.
+            drop(kept);
+        }
+    }
+
+    /// What every open gets for the moment.
+    pub(super) fn kept_for_now(&self) -> Option<Arc<Generation>> {
+        if !self.is_kept.load(Ordering::Acquire) {
+            return None;
+        }
+        self.kept().clone()
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Arc<Generation>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An open of this thread's is answered with ESTALE. The kernel comes again at once: who came by path, by way of the
+    /// name; who came by the inode, a bind mount of it or `/proc/self/fd`, to the same inode.
+    fn send_away(&self, tid: Tid, from: Ino) {
+        let newest = self.newest.load(Ordering::Acquire);
+        let mut sent_away = self.sent_away();
+        sent_away.retain(|(other, _)| *other != tid);
+        if sent_away.len() >= SENT_AWAY {
+            sent_away.remove(0);
+        }
+        sent_away.push((tid, Sent { ino: from, newest }));
+        self.any_sent_away.store(true, Ordering::Release);
+    }
+
+    /// Whence this thread was sent away just now.
+    pub(super) fn came_back(&self, tid: Tid) -> Option<Sent> {
+        if !self.any_sent_away.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut sent_away = self.sent_away();
+        let at = sent_away.iter().position(|(other, _)| *other == tid)?;
+        let (_, sent) = sent_away.remove(at);
+        let more = !sent_away.is_empty();
+        self.any_sent_away.store(more, Ordering::Release);
+        Some(sent)
+    }
+
     fn waiters(&self) -> MutexGuard<'_, Vec<(Fh, Waiter)>> {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sent_away(&self) -> MutexGuard<'_, Vec<(Tid, Sent)>> {
+        let sent_away = self.sent_away.lock();
+        sent_away.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -97,20 +186,25 @@ pub(super) struct SecretNode {
     pub(super) view: View,
     pub(super) secret: Arc<Secret>,
     state: Mutex<SecretState>,
-    /// Told when the last handle on a generation is closed.
-    closed: Notify,
+    /// Told when the last handle on a generation is closed, and when the name goes to another inode.
+    moved: Notify,
 }
 
 #[derive(Debug, Default)]
 struct SecretState {
     /// The size that everyone sees: 0 until a value was fetched.
     size: u64,
-    /// The size that the kernel has.
-    told: u64,
+    /// The size that the kernel has for sure: the first that it was given, until it is told another. What a reply says
+    /// of another size does not count, because the kernel drops replies that others overtook.
+    told: Option<u64>,
     /// The generation that this inode last gave to anyone.
     shown: Option<Shown>,
     /// Open handles, by generation.
     open: Vec<Pins>,
+    /// The first generation that it gave to anyone; of an inode that was made for a generation, that one.
+    first: Option<u64>,
+    /// The newest generation that waited in vain to have the inode for itself.
+    waited: Option<u64>,
     /// The generation whose pages the page cache may hold.
     pages: Option<u64>,
     /// A newer inode has its name.
@@ -125,6 +219,8 @@ struct SecretState {
 #[derive(Debug)]
 struct Pins {
     number: u64,
+    /// There for as long as one of them was not taken away.
+    generation: Weak<Generation>,
     count: usize,
     /// One of them was opened to read through the page cache.
     paged: bool,
@@ -149,10 +245,24 @@ pub(super) struct Pinned {
     pub(super) keep_pages: bool,
 }
 
-/// Why a handle cannot be opened on an inode: another generation is read there through the page cache, and is shorter.
-/// There is one size for both, so that the older one would come with zeros at its end, or this one without its end.
+/// Why a handle is not opened on an inode: another generation is open there.
+///
+/// An inode has one size and one set of pages. With two generations open the older one may come with zeros at its end, or
+/// this one without its end; and what the older one's readers have in the page cache a `sendfile` from this one would find
+/// there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Occupied;
+
+/// With whom a new handle may share its inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// With nobody who has seen another generation, so that size and pages are this generation's.
+    Never,
+    /// With those on other generations, unless they read through the page cache. read(2) is right on each of them.
+    Unpaged,
+    /// With any.
+    Any,
+}
 
 /// What the kernel must hear about an inode before an open of it is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,7 +283,7 @@ impl SecretNode {
             view,
             secret,
             state: Mutex::default(),
-            closed: Notify::new(),
+            moved: Notify::new(),
         })
     }
 
@@ -198,13 +308,14 @@ impl SecretNode {
     /// The size and time to show now; the caller passes them on to the kernel.
     pub(super) fn tell(&self) -> (u64, Option<Timestamp>) {
         let mut state = self.state();
-        state.told = state.size;
-        (state.size, state.shown.as_ref().map(|shown| shown.modified))
+        let size = state.size;
+        state.told.get_or_insert(size);
+        (size, state.shown.as_ref().map(|shown| shown.modified))
     }
 
     /// The kernel has been told this size.
     pub(super) fn told(&self, size: u64) {
-        self.state().told = size;
+        self.state().told = Some(size);
     }
 
     /// True once this inode has shown a generation.
@@ -215,6 +326,7 @@ impl SecretNode {
     /// A newer inode has the name from now on.
     pub(super) fn supersede(&self) {
         self.state().superseded = true;
+        self.moved.notify_waiters();
     }
 
     /// True if a newer inode has the name.
@@ -226,23 +338,69 @@ impl SecretNode {
     pub(super) fn show(&self, generation: &Generation) {
         let mut state = self.state();
         if state.shown.is_none() {
-            state.size = length(generation);
-            state.shown = Some(Shown::of(generation));
+            state.shows_first(generation);
         }
     }
 
+    /// It is about to get the name for this generation, perhaps instead of an older one that it was made for.
+    pub(super) fn make_for(&self, generation: &Generation) {
+        let mut state = self.state();
+        let newer = |shown: &Shown| shown.number < generation.number;
+        if state.open.is_empty() && state.shown.as_ref().is_none_or(newer) {
+            state.shows_first(generation);
+        }
+    }
+
+    /// True if a newer inode has the name, and this one shows an older generation than the newest. Mostly.
+    pub(super) fn is_outdated(&self) -> bool {
+        let state = self.state();
+        let newest = self.secret.newest.load(Ordering::Acquire);
+        state.superseded && self.view == View::Current && !state.is_at(newest)
+    }
+
+    /// Sends an open away.
+    pub(super) fn send_away(&self, tid: Tid) {
+        self.secret.send_away(tid, self.ino);
+    }
+
+    /// The generation that it shows to whoever has it open, if it is not older than `least`. That is new enough for who came
+    /// by a name that led here after `least` was the newest.
+    pub(super) fn own(&self, least: u64) -> Option<Arc<Generation>> {
+        let state = self.state();
+        let number = state.shown.as_ref()?.number;
+        let pins = state.open.iter().find(|pins| pins.number == number)?;
+        let own = pins.generation.upgrade()?;
+        (number >= least).then_some(own)
+    }
+
+    /// True if it was made for an older generation than this one.
+    pub(super) fn is_older_than(&self, number: u64) -> bool {
+        self.state().first.is_some_and(|first| first < number)
+    }
+
     /// A handle is opened on this generation; `cached` if its reads may go through the page cache.
-    pub(super) fn pin(&self, generation: &Generation, cached: bool) -> Result<Pinned, Occupied> {
+    pub(super) fn pin(
+        &self,
+        generation: &Arc<Generation>,
+        cached: bool,
+        sharing: Sharing,
+    ) -> Result<Pinned, Occupied> {
         let (number, length) = (generation.number, length(generation));
         let mut state = self.state();
-        if state.is_occupied(generation) {
+        let mut others = state.open.iter().filter(|pins| pins.number != number);
+        let last = state.shown.as_ref().map(|shown| shown.number);
+        // What an overtaken fetch brought to an inode that has shown a newer generation by now.
+        let behind = last.is_some_and(|last| last > number);
+        let occupied = match sharing {
+            Sharing::Never => last.is_some_and(|last| last != number) || others.next().is_some(),
+            Sharing::Unpaged => others.any(|pins| pins.paged),
+            Sharing::Any => false,
+        };
+        if occupied {
             return Err(Occupied);
         }
         let superseding = state.open.iter().any(|pins| pins.number != number);
-        let last = state.shown.as_ref().map(|shown| shown.number);
         let outdates = last.is_some_and(|last| last < number);
-        // What an overtaken fetch brought to an inode that has shown a newer generation by now.
-        let behind = last.is_some_and(|last| last > number);
         let taken_over = outdates && !superseding;
         // The size is the inode's: while another handle lives it must not shrink under its mappings.
         state.size = if superseding || behind {
@@ -252,6 +410,7 @@ impl SecretNode {
         };
         if outdates || last.is_none() {
             state.shown = Some(Shown::of(generation));
+            state.first.get_or_insert(number);
         }
         // A superseded inode may stand for one generation after the other: never through the page cache.
         let paged = cached
@@ -264,6 +423,7 @@ impl SecretNode {
             }
             None => state.open.push(Pins {
                 number,
+                generation: Arc::downgrade(generation),
                 count: 1,
                 paged,
             }),
@@ -271,10 +431,11 @@ impl SecretNode {
         let keep_pages = paged && state.pages == Some(number);
         // A handle past the page cache fills it all the same where it is mapped.
         state.pages = paged.then_some(number);
-        let tell = (state.told != state.size || taken_over).then_some(Tell {
+        let told = state.told.unwrap_or_default();
+        let tell = (told != state.size || taken_over).then_some(Tell {
             ino: self.ino,
             size: state.size,
-            grown: state.told < state.size,
+            grown: told < state.size,
         });
         Ok(Pinned {
             tell,
@@ -286,7 +447,7 @@ impl SecretNode {
 
     /// Whether the kernel still has to be told this: of two opens that both had to, the first has done it for both.
     pub(super) fn is_untold(&self, tell: Tell) -> bool {
-        !tell.grown || self.state().told < tell.size
+        !tell.grown || self.state().told < Some(tell.size)
     }
 
     /// A handle on this generation is closed.
@@ -300,20 +461,39 @@ impl SecretNode {
         // With the last handle the last descriptor and the last mapping are gone.
         state.barred &= !state.open.is_empty();
         if state.open.len() < before {
-            self.closed.notify_waiters();
+            self.moved.notify_waiters();
         }
     }
 
-    /// Waits until this generation can be opened here.
-    pub(super) async fn vacated(&self, generation: &Generation) {
+    /// Waits until `done`.
+    async fn until(&self, done: impl Fn(&SecretState, u64) -> bool) {
         loop {
-            let mut closed = pin!(self.closed.notified());
+            let mut moved = pin!(self.moved.notified());
             // From here on none is missed.
-            closed.as_mut().enable();
-            if !self.state().is_occupied(generation) {
+            moved.as_mut().enable();
+            let newest = self.secret.newest.load(Ordering::Acquire);
+            if done(&self.state(), newest) {
                 return;
             }
-            closed.await;
+            moved.await;
+        }
+    }
+
+    /// Waits until the name has gone to another inode, unless this is the newest generation's own.
+    pub(super) async fn moved(&self, within: Duration) {
+        let done = |state: &SecretState, newest| state.superseded || state.is_at(newest);
+        let _ = tokio::time::timeout(within, self.until(done)).await;
+    }
+
+    /// Waits until the inode is free for this generation. One wait in vain is enough for each.
+    pub(super) async fn free_for(&self, number: u64, within: Duration) {
+        if self.state().waited >= Some(number) {
+            return;
+        }
+        let free = self.until(SecretState::is_free);
+        if tokio::time::timeout(within, free).await.is_err() {
+            let mut state = self.state();
+            state.waited = state.waited.max(Some(number));
         }
     }
 
@@ -342,13 +522,21 @@ impl SecretNode {
 }
 
 impl SecretState {
-    /// Whether [`Occupied`] holds for this generation.
-    fn is_occupied(&self, generation: &Generation) -> bool {
-        let mut others = self
-            .open
-            .iter()
-            .filter(|pins| pins.number != generation.number);
-        length(generation) > self.size && others.any(|pins| pins.paged)
+    /// True if nobody has another than the newest generation open.
+    fn is_free(&self, newest: u64) -> bool {
+        self.open.iter().all(|pins| pins.number >= newest)
+    }
+
+    /// True if it shows the newest generation to everyone, or nothing to anyone.
+    fn is_at(&self, newest: u64) -> bool {
+        let current = |shown: &Shown| shown.number >= newest;
+        self.shown.as_ref().is_none_or(current) && self.is_free(newest)
+    }
+
+    fn shows_first(&mut self, generation: &Generation) {
+        self.size = length(generation);
+        self.shown = Some(Shown::of(generation));
+        self.first = Some(generation.number);
     }
 }
 

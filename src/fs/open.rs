@@ -6,16 +6,31 @@ use std::time::Duration;
 use crate::access::{Denied, Permit};
 use crate::audit::Outcome;
 use crate::backend::BackendError;
-use crate::cache::{Answer, Fetch, Generation, Served};
+use crate::cache::{Answer, Binding, Fetch, Generation, Served};
 use crate::caller::Caller;
 use crate::config::Reads;
 use crate::fs::handles::{Held, OpenFile, Pin};
 use crate::fs::inodes::Node;
-use crate::fs::node::{Occupied, SecretNode, View};
+use crate::fs::node::{Occupied, SecretNode, Sent, Sharing, View};
 use crate::fs::{Fh, FsError, Ino, Opened, Readiness, Reply, Tell, Tree, Waiter};
 
-/// How long an open waits for the readers of an older value to be done with an inode that two cannot share.
+/// How long an open waits for the readers of an older value to be done with the inode.
 const OCCUPIED: Duration = Duration::from_millis(200);
+
+/// What is opened, as the config says that allows it.
+struct Place {
+    node: Arc<SecretNode>,
+    binding: Option<Arc<Binding>>,
+    reads: Reads,
+}
+
+/// How an attempt to open ended.
+enum Attempt {
+    /// With this reply.
+    Ended(Reply<Opened>),
+    /// Another generation is in the way.
+    Occupied(Box<Permit>, Served),
+}
 
 impl Tree {
     /// Opens a secret for reading; `writing` if the flags ask for more than that.
@@ -42,36 +57,110 @@ impl Tree {
         let Ok((permit, (binding, reads))) = permitted else {
             return Answer::Ready(Err(FsError::Denied));
         };
-        let tree = Arc::clone(self);
-        self.fetch_view(&permit, binding, &node.view)
-            .then(move |fetch| {
-                let served = match &fetch {
-                    Ok(served) => Arc::clone(&served.generation),
-                    Err(error) => {
-                        let reply = Err(FsError::from(error));
-                        settle(permit, &fetch);
-                        return Answer::Ready(reply);
+        let tid = permit.opener().tid;
+        let back = node.secret.came_back(tid);
+        if back.is_none() && node.is_outdated() {
+            permit.waive();
+            node.send_away(tid);
+            return Answer::Ready(Err(FsError::Superseded));
+        }
+        let (tree, place) = (
+            Arc::clone(self),
+            Place {
+                node,
+                binding,
+                reads,
+            },
+        );
+        self.fetch_at(&permit, &place).then(move |fetch| {
+            match tree.attempt(&place, permit, fetch, Sharing::Never) {
+                Attempt::Ended(reply) => Answer::Ready(reply),
+                Attempt::Occupied(permit, served) => Answer::Pending(Box::pin(async move {
+                    tree.attempt_later(&place, *permit, served, back).await
+                })),
+            }
+        })
+    }
+
+    /// Opens an inode that has shown another generation, or shows one to somebody else.
+    ///
+    /// Whoever came by path belongs at the new inode of the name, where there is nobody else; whoever came by the inode, at
+    /// this one. Which of them it is the kernel says: sent away with ESTALE it comes again, by the name or to the inode.
+    async fn attempt_later(
+        self: Arc<Self>,
+        place: &Place,
+        mut permit: Permit,
+        served: Served,
+        back: Option<Sent>,
+    ) -> Reply<Opened> {
+        let node = &place.node;
+        let (tid, number) = (permit.opener().tid, served.generation.number);
+        let sharing = match (&node.view, back) {
+            (View::Current, None) => {
+                node.moved(OCCUPIED).await;
+                Sharing::Never
+            }
+            (View::Current, Some(from)) if from.ino == node.ino && node.is_superseded() => {
+                node.free_for(number, OCCUPIED).await;
+                Sharing::Unpaged
+            }
+            // By path, and the name has moved on again, or the kernel takes its time to move it.
+            (View::Current, Some(from)) => {
+                if let Some(generation) = node.own(from.newest) {
+                    let own = Served {
+                        generation,
+                        stale: false,
+                    };
+                    match self.attempt(place, permit, Ok(own), Sharing::Never) {
+                        Attempt::Ended(reply) => return reply,
+                        Attempt::Occupied(again, _) => permit = *again,
                     }
-                };
-                let opened = tree.opened(&node, &served, reads, permit.opener());
-                match opened {
-                    Err(Occupied) => {}
-                    Ok(opened) => return Answer::Ready(tree.give(permit, &fetch, opened)),
                 }
-                // Most who read through the page cache are done in a moment.
-                Answer::Pending(Box::pin(async move {
-                    let _ = tokio::time::timeout(OCCUPIED, node.vacated(&served)).await;
-                    let opened = tree.opened(&node, &served, reads, permit.opener());
-                    match opened {
-                        // Nothing was given. Who came by path comes again at once, to the new inode.
-                        Err(Occupied) => {
-                            permit.waive();
-                            Err(FsError::Superseded)
-                        }
-                        Ok(opened) => tree.give(permit, &fetch, opened),
-                    }
-                }))
-            })
+                node.free_for(number, OCCUPIED).await;
+                Sharing::Any
+            }
+            (View::Fresh | View::Previous | View::Version(_), _) => {
+                node.free_for(number, OCCUPIED).await;
+                Sharing::Any
+            }
+        };
+        let fetch = if node.view == View::Current && node.secret.outdates(number) {
+            self.fetch_at(&permit, place).wait().await
+        } else {
+            Ok(served)
+        };
+        match self.attempt(place, permit, fetch, sharing) {
+            Attempt::Ended(reply) => reply,
+            Attempt::Occupied(permit, _) => {
+                permit.waive();
+                if back.is_none() {
+                    node.send_away(tid);
+                }
+                Err(FsError::Superseded)
+            }
+        }
+    }
+
+    /// Gives what was fetched, if the inode is free for it, and has it written down.
+    fn attempt(
+        self: &Arc<Self>,
+        place: &Place,
+        permit: Permit,
+        fetch: Fetch,
+        sharing: Sharing,
+    ) -> Attempt {
+        let served = match fetch {
+            Ok(served) => served,
+            Err(error) => {
+                let reply = Err(FsError::from(&error));
+                settle(permit, &Err(error));
+                return Attempt::Ended(reply);
+            }
+        };
+        match self.opened(place, &served.generation, permit.opener(), sharing) {
+            Ok(opened) => Attempt::Ended(self.give(permit, served, opened)),
+            Err(Occupied) => Attempt::Occupied(Box::new(permit), served),
+        }
     }
 
     /// May `caller` open what stands here?
@@ -85,14 +174,29 @@ impl Tree {
         }
     }
 
+    fn fetch_at(&self, permit: &Permit, place: &Place) -> Answer<Fetch> {
+        let Place { node, binding, .. } = place;
+        if node.view == View::Current
+            && let Some(generation) = node.secret.kept_for_now()
+            && binding
+                .as_ref()
+                .is_some_and(|binding| binding.references.contains(&generation.reference))
+        {
+            let stale = false;
+            return Answer::Ready(Ok(Served { generation, stale }));
+        }
+        self.fetch_view(permit, binding.clone(), &node.view)
+    }
+
     fn opened(
         self: &Arc<Self>,
-        node: &Arc<SecretNode>,
+        place: &Place,
         generation: &Arc<Generation>,
-        reads: Reads,
         opener: &Caller,
+        sharing: Sharing,
     ) -> Result<Opened, Occupied> {
-        let pinned = node.pin(generation, reads == Reads::Cached);
+        let Place { node, reads, .. } = place;
+        let pinned = node.pin(generation, *reads == Reads::Cached, sharing);
         self.noticed(node, generation);
         let pinned = pinned?;
         let pin = Arc::new(Pin {
@@ -102,7 +206,7 @@ impl Tree {
         let fh = self.handles.add_file(OpenFile {
             pin,
             generation: Arc::clone(generation),
-            reads,
+            reads: *reads,
             opener: opener.clone(),
             superseding: pinned.superseding,
         });

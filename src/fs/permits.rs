@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::access::{Denied, Permit};
-use crate::cache::{Binding, Fetch};
+use crate::cache::{Binding, Served};
 use crate::caller::Caller;
 use crate::fs::node::SecretNode;
 use crate::fs::open::settle;
@@ -57,14 +57,10 @@ impl Tree {
 
     /// Gives a handle away, unless what has changed since it was allowed does not allow it any more: whoever checks open
     /// handles again may have been there before this one was.
-    pub(super) fn give(&self, permit: Permit, fetch: &Fetch, opened: Opened) -> Reply<Opened> {
-        let still = match fetch {
-            Ok(served) => self.access.still(permit, &served.generation.version),
-            Err(_) => Ok(permit),
-        };
-        match still {
+    pub(super) fn give(&self, permit: Permit, served: Served, opened: Opened) -> Reply<Opened> {
+        match self.access.still(permit, &served.generation.version) {
             Ok(permit) => {
-                settle(permit, fetch);
+                settle(permit, &Ok(served));
                 Ok(opened)
             }
             Err(_) => {

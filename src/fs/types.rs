@@ -3,7 +3,7 @@
 use std::fmt;
 
 use jiff::Timestamp;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::cache::Figures;
 use crate::fs::{Fh, Ino, Tell};
@@ -135,7 +135,7 @@ pub struct Renaming {
     /// The name.
     pub name: Name,
     pub(super) settle: Option<Box<dyn FnOnce() -> bool + Send>>,
-    pub(super) _done: oneshot::Sender<()>,
+    pub(super) _done: watch::Sender<()>,
 }
 
 impl Renaming {

@@ -152,6 +152,19 @@ impl Daemon {
         })
     }
 
+    /// Runs the program, as people do.
+    pub(crate) fn command(&self, words: &[&str]) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_secretfs"));
+        command
+            .arg("--config")
+            .arg(self.folder.join("config.toml"))
+            .args(words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        let status = command.status().expect("starts");
+        assert!(status.success(), "secretfs {}", words.join(" "));
+    }
+
     pub(crate) fn status(&self) -> Status {
         let answer = self
             .ask(&Request::Status {}, Upload::Empty)

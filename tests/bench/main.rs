@@ -23,15 +23,18 @@ use tempfile::TempDir;
 
 mod bare;
 mod contenders;
+mod events;
 mod load;
 mod micro;
 mod puts;
 mod report;
+mod revocations;
+mod rotation;
 mod tree;
 
 use contenders::{Bare, Contender, Daemon, Tmpfs, memory};
 use load::{Cores, Work};
-use report::{Memory, PutRow, Report, Row};
+use report::{Memory, PutRow, Report, Row, Wait};
 use tree::{KILO, SMALL, Service, numbered};
 
 #[derive(Debug, Parser)]
@@ -60,6 +63,7 @@ struct Scale {
     turns: usize,
     listings: usize,
     puts: usize,
+    revocations: usize,
     many: usize,
 }
 
@@ -68,6 +72,7 @@ const FULL: Scale = Scale {
     turns: 3000,
     listings: 10,
     puts: 300,
+    revocations: 50,
     many: 10_000,
 };
 
@@ -76,6 +81,7 @@ const QUICK: Scale = Scale {
     turns: 100,
     listings: 2,
     puts: 5,
+    revocations: 2,
     many: 200,
 };
 
@@ -150,6 +156,31 @@ fn measure(scale: &Scale, filter: &str) -> Report {
     let rows = rows.collect();
     eprintln!("put");
     let puts = puts::run(&daemon, folder, scale.puts, scale.many, &clock);
+    eprintln!("events");
+    let put = events::put(&daemon, scale.puts, &clock);
+    let renamed = events::rename(&tmpfs.contender().root, scale.puts, &clock);
+    eprintln!("revocations");
+    let revoked = revocations::run(&daemon, scale.revocations, &clock);
+    let wait = |what, of| Wait { what, of };
+    let waits = vec![
+        wait("put, from its return to the watcher's event", put.returned),
+        wait("put, from its start to the watcher's event", put.asked),
+        wait(
+            "tmpfs write + rename, from its return to the event",
+            renamed.returned,
+        ),
+        wait(
+            "tmpfs write + rename, from its start to the event",
+            renamed.asked,
+        ),
+        wait(
+            "`secretfs revoke`, from its start to the last read",
+            revoked.last_read,
+        ),
+        wait("`secretfs status`, from start to end", revoked.status),
+    ];
+    eprintln!("opens during rotation");
+    let rotation = rotation::run(&daemon, scale.turns * 30, scale.rounds, &clock);
     Report {
         machine: machine(),
         rows,
@@ -158,6 +189,8 @@ fn measure(scale: &Scale, filter: &str) -> Report {
             put: puts.put,
             disk: puts.disk,
         },
+        waits,
+        rotation,
         micro,
         memory,
     }

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::load::Sample;
 use crate::micro::Micro;
+use crate::rotation::Rotation;
 
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
@@ -12,6 +13,8 @@ pub(crate) struct Report {
     pub(crate) machine: String,
     pub(crate) rows: Vec<Row>,
     pub(crate) puts: PutRow,
+    pub(crate) waits: Vec<Wait>,
+    pub(crate) rotation: Vec<Rotation>,
     pub(crate) micro: Vec<Micro>,
     pub(crate) memory: Memory,
 }
@@ -33,6 +36,13 @@ pub(crate) struct PutRow {
     pub(crate) disk: Sample,
 }
 
+/// How long somebody waits for something.
+#[derive(Debug, Serialize)]
+pub(crate) struct Wait {
+    pub(crate) what: &'static str,
+    pub(crate) of: Sample,
+}
+
 /// The server's resident memory, in KiB.
 #[derive(Debug, Serialize)]
 pub(crate) struct Memory {
@@ -50,6 +60,8 @@ impl Report {
         println!("{}\n", self.machine);
         println!("{}\n", self.reads());
         println!("{}\n", self.puts());
+        println!("{}\n", self.waits());
+        println!("{}\n", self.rotation());
         println!("{}\n", self.parts());
         let Memory {
             idle,
@@ -114,6 +126,43 @@ impl Report {
                 ms(sample.p50),
                 ms(sample.p99),
                 format!("{:.0}", sample.rate),
+            ]);
+        }
+        align(&mut table, 1);
+        table
+    }
+
+    fn waits(&self) -> Table {
+        let mut table = table(["what", "p50 ms", "p99 ms"]);
+        for Wait { what, of } in &self.waits {
+            let ms = |micros: f64| format!("{:.2}", micros / 1000.0);
+            table.add_row([(*what).to_owned(), ms(of.p50), ms(of.p99)]);
+        }
+        align(&mut table, 1);
+        table
+    }
+
+    fn rotation(&self) -> Table {
+        let mut table = table([
+            "open+read+close 64 B while one rotates",
+            "rotations/s",
+            "p50 µs",
+            "p99",
+            "× nothing",
+            "least–most",
+        ]);
+        let Some(nothing) = self.rotation.first() else {
+            return table;
+        };
+        for rotation in &self.rotation {
+            let ratios = ratios(&rotation.rounds, &nothing.rounds);
+            table.add_row([
+                rotation.what.to_owned(),
+                format!("{:.0}", rotation.rate),
+                number(median(&rotation.rounds, |sample| sample.p50)),
+                number(median(&rotation.rounds, |sample| sample.p99)),
+                format!("{:.2}", middle(&ratios)),
+                format!("{:.2}–{:.2}", ratios[0], ratios[ratios.len() - 1]),
             ]);
         }
         align(&mut table, 1);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::mount::{MntFlags, umount2};
+use secretfs::clock::Clock;
 use secretfs::fuse::Session;
 use secretfs::keeper::mountpoint::Mountpoint;
 use tokio::runtime::{Builder, Runtime};
@@ -33,7 +34,7 @@ impl Served {
             .build()
             .unwrap();
         let inside = runtime.enter();
-        let world = World::unattached(a, b, services);
+        let world = World::unattached(a, b, services, Clock::manual());
         let place = Mountpoint::new(&folder.mountpoint(), &folder.at("config.toml"));
         let mounted = place.mount().unwrap();
         let through = mounted.writable.filter(|_| writable);

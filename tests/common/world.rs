@@ -52,6 +52,8 @@ pub struct Told {
     names: Mutex<Vec<String>>,
     pages: Mutex<Vec<Ino>>,
     woken: Mutex<Vec<Waiter>>,
+    /// What it does not do until it is told to.
+    held: Mutex<Option<Vec<Renaming>>>,
 }
 
 #[allow(dead_code, reason = "each test uses its part")]
@@ -66,6 +68,24 @@ impl Told {
         std::mem::take(&mut self.pages.lock().unwrap())
     }
 
+    /// From now on no name changes hands.
+    pub fn hold(&self) {
+        *self.held.lock().unwrap() = Some(Vec::new());
+    }
+
+    /// How many names are to.
+    pub fn held(&self) -> usize {
+        self.held.lock().unwrap().as_ref().map_or(0, Vec::len)
+    }
+
+    /// Now they do.
+    pub fn let_go(&self) {
+        let held = self.held.lock().unwrap().take();
+        held.into_iter()
+            .flatten()
+            .for_each(|held| self.rename(held));
+    }
+
     /// Who was woken.
     pub fn woken(&self) -> Vec<Waiter> {
         std::mem::take(&mut self.woken.lock().unwrap())
@@ -74,6 +94,10 @@ impl Told {
 
 impl Kernel for Told {
     fn rename(&self, mut renaming: Renaming) {
+        if let Some(held) = &mut *self.held.lock().unwrap() {
+            held.push(renaming);
+            return;
+        }
         if renaming.settle() {
             self.names.lock().unwrap().push(renaming.name.to_string());
         }
@@ -111,13 +135,18 @@ pub fn config(services: &str) -> Config {
 impl World {
     /// The values that `a` and `b` hold at first, and the config below the backends' sections.
     pub fn new(a: &[(&str, &str)], b: &[(&str, &str)], services: &str) -> Self {
-        let world = Self::unattached(a, b, services);
+        let world = Self::unattached(a, b, services, Clock::manual());
         world.tree.attach(Arc::<Told>::clone(&world.kernel));
         world
     }
 
-    /// The same, for another kernel than [`Told`].
-    pub fn unattached(a: &[(&str, &str)], b: &[(&str, &str)], services: &str) -> Self {
+    /// One whose tree has no kernel yet, for a real one.
+    pub fn unattached(
+        a: &[(&str, &str)],
+        b: &[(&str, &str)],
+        services: &str,
+        clock: Clock,
+    ) -> Self {
         let config = config(services);
         let a = Arc::new(Faulty::new(a));
         let b = Arc::new(Faulty::announcing(b));
@@ -125,7 +154,6 @@ impl World {
             ("a".parse().unwrap(), Arc::<Faulty>::clone(&a)),
             ("b".parse().unwrap(), Arc::<Faulty>::clone(&b)),
         ];
-        let clock = Clock::manual();
         let log = Log::new(&clock, OnFailure::Deny);
         let table = Arc::new(Table {
             groups: (0..10).map(|tid| (tid, vec![tid + 100])).collect(),
@@ -202,8 +230,18 @@ impl World {
             .expect("a path that exists")
     }
 
+    /// Opens an inode. As the kernel does, it comes again at once where it is sent away.
+    pub async fn come(&self, uid: u32, ino: Ino) -> Reply<Opened> {
+        let open = || self.tree.open(caller(uid), ino, false).wait();
+        match open().await {
+            Err(FsError::Superseded) => open().await,
+            reply => reply,
+        }
+    }
+
+    /// The same, and has the kernel told what it has to be.
     pub async fn open(&self, uid: u32, ino: Ino) -> Reply<Opened> {
-        let opened = self.tree.open(caller(uid), ino, false).wait().await?;
+        let opened = self.come(uid, ino).await?;
         if let Some(tell) = opened.tell {
             self.tree.told(tell);
         }

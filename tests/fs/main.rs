@@ -20,6 +20,7 @@ mod world;
 mod attributes;
 mod inodes;
 mod live;
+mod moving;
 mod names;
 mod opening;
 mod reading;

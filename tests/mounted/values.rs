@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use nix::errno::Errno;
@@ -13,7 +12,7 @@ use crate::common::daemon::{Daemon, tool};
 use crate::common::ears::Ears;
 use crate::common::machine::{Need, needs};
 use crate::common::probe::{Got, Who};
-use crate::common::{patience, run};
+use crate::common::run;
 
 const MODES: [&str; 2] = ["checked", "cached"];
 
@@ -308,100 +307,6 @@ fn numbered(number: usize) -> Vec<u8> {
     }
     value.truncate(length);
     value
-}
-
-#[test]
-fn under_64_readers_no_read_is_torn_and_none_older_than_what_put_acknowledged() {
-    needs!();
-    let services = r#"
-[services.a]
-source = "local:a"
-allow = [{ uid = 0 }]
-secrets.cached = { reads = "cached" }
-"#;
-    let zero = numbered(0);
-    let daemon = Daemon::start(services, &[("a/checked", &zero), ("a/cached", &zero)]);
-    let binds =
-        MODES.map(|mode| daemon.bind(&daemon.path("a").join(mode), &format!("bound-{mode}")));
-    let folder = daemon.bind(&daemon.path("a"), "bound-folder");
-    let acknowledged = [AtomicUsize::new(0), AtomicUsize::new(0)];
-    let (end, reads) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let read = |mode: usize, way: usize, held: &mut Option<File>| -> std::io::Result<Vec<u8>> {
-        let path = daemon.path("a").join(MODES[mode]);
-        match way {
-            0 => fs::read(path),
-            1 => fs::read(binds[mode].path()),
-            2 => fs::read(folder.path().join(MODES[mode])),
-            _ => {
-                use std::os::fd::AsRawFd;
-                let number = match held {
-                    Some(file) => file.as_raw_fd(),
-                    None => held.insert(File::open(path)?).as_raw_fd(),
-                };
-                fs::read(format!("/proc/self/fd/{number}"))
-            }
-        }
-    };
-    thread::scope(|scope| {
-        let readers: Vec<_> = (0..64)
-            .map(|reader| {
-                let (acknowledged, end, reads, read) = (&acknowledged, &end, &reads, &read);
-                scope.spawn(move || {
-                    let (mode, way) = (reader % 2, reader / 2 % 4);
-                    let mut held = None;
-                    while !end.load(Ordering::SeqCst) {
-                        let least = acknowledged[mode].load(Ordering::SeqCst);
-                        let value = match read(mode, way, &mut held) {
-                            Ok(value) => value,
-                            // By path there is always an inode to read from; an old one may be busy.
-                            Err(error)
-                                if error.raw_os_error() == Some(libc::ESTALE)
-                                    && MODES[mode] == "cached"
-                                    && (way == 1 || way == 3) =>
-                            {
-                                continue;
-                            }
-                            Err(error) => {
-                                return Err(format!("{} way {way}: {error}", MODES[mode]));
-                            }
-                        };
-                        let number = std::str::from_utf8(value.get(..16).unwrap_or_default())
-                            .ok()
-                            .and_then(|text| text.parse::<usize>().ok())
-                            .ok_or_else(|| format!("{} way {way}: torn", MODES[mode]))?;
-                        if value != numbered(number) {
-                            return Err(format!(
-                                "{} way {way}: value {number} is torn: {} bytes",
-                                MODES[mode],
-                                value.len()
-                            ));
-                        }
-                        if number < least {
-                            return Err(format!(
-                                "{} way {way}: {number} after {least} was acknowledged",
-                                MODES[mode]
-                            ));
-                        }
-                        reads.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Ok(())
-                })
-            })
-            .collect();
-        for number in 1..=40 * usize::try_from(patience()).unwrap() {
-            for mode in 0..2 {
-                daemon.put(&format!("a/{}", MODES[mode]), &numbered(number));
-                acknowledged[mode].store(number, Ordering::SeqCst);
-            }
-        }
-        end.store(true, Ordering::SeqCst);
-        let wrong: Vec<String> = readers
-            .into_iter()
-            .filter_map(|reader| reader.join().unwrap().err())
-            .collect();
-        assert_eq!(wrong, Vec::<String>::new());
-    });
-    assert!(reads.load(Ordering::SeqCst) > 1000);
 }
 
 #[test]

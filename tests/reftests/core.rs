@@ -108,7 +108,13 @@ impl Core {
             }
             Op::OpenPin { uid, pin } => {
                 if let Some(ino) = wrapped(&self.pins, *pin) {
-                    return self.open(*uid, self.pins[ino]);
+                    let ino = self.pins[ino];
+                    match self.open(*uid, ino) {
+                        // As the kernel does: once more, and to the same inode.
+                        Err(FsError::Superseded) => {}
+                        ended => return ended,
+                    }
+                    return self.open(*uid, ino);
                 }
             }
             Op::Read {
@@ -119,7 +125,9 @@ impl Core {
             } => {
                 if let Some(handle) = wrapped(&self.handles, *handle) {
                     let opened = self.handles[handle];
-                    let part = self.world.read_part(*uid, opened, *offset, *size, false);
+                    let part = self
+                        .world
+                        .read_part(*uid, opened, *offset, *size, !opened.direct);
                     return part.map(|text| Seen::Bytes(text.into_bytes()));
                 }
             }
@@ -159,7 +167,11 @@ impl Core {
                 }
             }
             Op::Weather { backend, weather } => self.backend(*backend).weather(*weather),
-            Op::Reload(policy) => self.world.reload(&policy.config()),
+            Op::Reload(policy) => {
+                self.world.reload(&policy.config());
+                self.runtime
+                    .block_on(async { self.world.tree.enforce().await });
+            }
             Op::Pass { seconds } => self.world.later(*seconds),
         }
         Ok(Seen::Done)

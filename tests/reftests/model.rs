@@ -22,6 +22,8 @@ pub struct Model {
     /// For each secret that its inodes share: the newest generation that anybody was given, 0 before.
     newest: Vec<usize>,
     current: HashMap<&'static str, usize>,
+    /// Who was answered ESTALE at which inode of which secret, and has not come again; and what was the newest then.
+    sent_away: HashMap<(u32, usize), (usize, usize)>,
     /// The services whose folders the kernel holds, so that somebody may watch them.
     watched: BTreeSet<String>,
     handles: Vec<Handle>,
@@ -53,15 +55,36 @@ struct Cached {
 struct Node {
     path: &'static str,
     secret: usize,
+    /// Nothing comes into the page cache while somebody holds it whose handle was taken away.
+    barred: bool,
     size: u64,
     shown: Option<usize>,
 }
 
 struct Handle {
     node: usize,
+    opener: u32,
+    /// By a reload whose rules do not allow it.
+    taken: bool,
     generation: Generation,
     checked: bool,
     paged: bool,
+}
+
+/// With whom a new handle may share its inode: with nobody who has seen another generation, with those who read past the
+/// page cache, with all.
+#[derive(Clone, Copy)]
+enum Sharing {
+    Never,
+    Unpaged,
+    Any,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Still {
+    Yes,
+    Unsure,
+    No,
 }
 
 /// Why there is no value.
@@ -156,6 +179,7 @@ impl Model {
             nodes: Vec::new(),
             newest: Vec::new(),
             current: HashMap::new(),
+            sent_away: HashMap::new(),
             watched: BTreeSet::new(),
             handles: Vec::new(),
             pins: Vec::new(),
@@ -167,18 +191,41 @@ impl Model {
 
     // Policy.
 
-    fn in_service(&self, uid: u32, service: &str) -> bool {
-        let rules = match service {
+    fn rules_of(&self, service: &str) -> [bool; 4] {
+        match service {
             "app" => self.policy.services[0],
             "web" => self.policy.services[1],
             _ => self.policy.services[2],
-        };
-        named(rules, uid)
+        }
+    }
+
+    fn in_service(&self, uid: u32, service: &str) -> bool {
+        named(self.rules_of(service), uid)
     }
 
     fn may_read(&self, uid: u32, path: &'static str) -> bool {
         let narrowed = path != "app/k2" || named(self.policy.narrow, uid);
         self.in_service(uid, split(path).0) && narrowed
+    }
+
+    /// Whether who opened a file may still have it, as far as is known: a group is looked up only where no rule before it
+    /// says yes, which is uid 3's alone.
+    fn still(&self, opener: u32, path: &'static str) -> Still {
+        let by = |rules: [bool; 4]| match named(rules, opener) {
+            true => Still::Yes,
+            false if rules[3] && opener != 3 => Still::Unsure,
+            false => Still::No,
+        };
+        let service = by(self.rules_of(split(path).0));
+        let own = match path {
+            "app/k2" => by(self.policy.narrow),
+            _ => Still::Yes,
+        };
+        match (service, own) {
+            (Still::No, _) | (_, Still::No) => Still::No,
+            (Still::Yes, Still::Yes) => Still::Yes,
+            (Still::Unsure, _) | (_, Still::Unsure) => Still::Unsure,
+        }
     }
 
     // Backends.
@@ -389,6 +436,7 @@ impl Model {
         self.nodes.push(Node {
             path,
             secret,
+            barred: false,
             size: generation.map_or(0, length),
             shown: generation.map(|generation| generation.number),
         });
@@ -512,19 +560,107 @@ impl Model {
     }
 
     fn open(&mut self, uid: u32, node: usize) -> Answer {
-        let path = self.nodes[node].path;
+        let Node { path, secret, .. } = self.nodes[node];
         if !self.may_read(uid, path) {
             self.note(uid, "open", path, "denied");
             return Err(libc::EACCES);
         }
-        let given = match self.fetch(path) {
-            Ok(given) => given,
-            Err(no) => {
-                self.note(uid, "open", path, no.outcome());
-                return Err(no.errno());
+        // Who was sent away from an inode and comes back to it did not come by its name.
+        let back = self.sent_away.remove(&(uid, secret));
+        let superseded = self.current.get(path) != Some(&node);
+        if back.is_none() && superseded && !self.is_at(node, self.newest[secret]) {
+            self.sent_away
+                .insert((uid, secret), (node, self.newest[secret]));
+            return Err(libc::ESTALE);
+        }
+        let mut given = self.fetch(path).map_err(|no| self.refused(uid, path, no))?;
+        if self.pin(uid, node, &given.generation, Sharing::Never) {
+            return self.opened(uid, path, &given);
+        }
+        let superseded = self.current.get(path) != Some(&node);
+        let sharing = match back {
+            None => Sharing::Never,
+            Some((from, _)) if from == node && superseded => Sharing::Unpaged,
+            Some((_, least)) => {
+                if let Some(own) = self.own(node, least)
+                    && self.pin(uid, node, &own, Sharing::Never)
+                {
+                    self.note(uid, "open", path, "allowed");
+                    return Ok(Seen::Done);
+                }
+                Sharing::Any
             }
         };
-        let generation = given.generation;
+        if self.newest[secret] > given.generation.number {
+            // What is current after a while.
+            given = self.fetch(path).map_err(|no| self.refused(uid, path, no))?;
+        }
+        if self.pin(uid, node, &given.generation, sharing) {
+            return self.opened(uid, path, &given);
+        }
+        if back.is_none() {
+            self.sent_away
+                .insert((uid, secret), (node, self.newest[secret]));
+        }
+        Err(libc::ESTALE)
+    }
+
+    /// Whether an inode shows this generation, or a newer one, to all who have it open.
+    fn is_at(&self, node: usize, newest: usize) -> bool {
+        let mut open = self.handles.iter().filter(|handle| handle.node == node);
+        let shown = self.nodes[node].shown;
+        shown.is_none_or(|shown| shown >= newest)
+            && open.all(|open| open.generation.number >= newest)
+    }
+
+    /// What an inode shows to whoever has it open.
+    fn own(&self, node: usize, least: usize) -> Option<Generation> {
+        let number = self.nodes[node].shown.filter(|shown| *shown >= least)?;
+        let mut open = self
+            .handles
+            .iter()
+            .filter(|handle| handle.node == node && !handle.taken);
+        let own = open.find(|handle| handle.generation.number == number)?;
+        Some(own.generation.clone())
+    }
+
+    fn refused(&mut self, uid: u32, path: &str, no: No) -> i32 {
+        self.note(uid, "open", path, no.outcome());
+        no.errno()
+    }
+
+    fn opened(&mut self, uid: u32, path: &str, given: &Given) -> Answer {
+        let outcome = if given.stale { "stale" } else { "allowed" };
+        self.note(uid, "open", path, outcome);
+        Ok(Seen::Done)
+    }
+
+    /// Takes open files from whom the rules do not allow to have them any more.
+    fn enforce(&mut self) {
+        for handle in 0..self.handles.len() {
+            let Handle {
+                node,
+                opener,
+                taken,
+                checked,
+                ..
+            } = self.handles[handle];
+            let path = self.nodes[node].path;
+            let still = self.still(opener, path);
+            // Who reads is asked at each read, if reads are checked.
+            if !taken && (still == Still::No || (still == Still::Unsure && !checked)) {
+                self.handles[handle].taken = true;
+                self.nodes[node].barred = true;
+                if self.current.get(path) == Some(&node) {
+                    self.replace(path, None);
+                }
+            }
+        }
+    }
+
+    /// Opens a handle on this generation, if the inode can be shared with those that are open.
+    fn pin(&mut self, uid: u32, node: usize, generation: &Generation, sharing: Sharing) -> bool {
+        let path = self.nodes[node].path;
         let others = || {
             let handles = self.handles.iter();
             handles
@@ -532,32 +668,38 @@ impl Model {
         };
         let older = others().next().is_some();
         let paged = others().any(|other| other.paged);
-        let length = length(&generation);
         let is_current = self.current.get(path) == Some(&node);
-        let inode = &mut self.nodes[node];
-        let occupied = paged && length > inode.size;
-        let another = inode.shown.is_some_and(|shown| shown != generation.number);
-        if occupied {
-            self.noticed(node, &generation);
-            return Err(libc::ESTALE);
-        }
-        inode.size = if older {
-            inode.size.max(length)
-        } else {
-            length
-        };
-        inode.shown = Some(generation.number);
-        self.noticed(node, &generation);
         let checked = path != "web/k1" || !self.policy.cached;
-        self.handles.push(Handle {
-            node,
-            generation,
-            checked,
-            paged: !checked && is_current && !older && !another,
-        });
-        let outcome = if given.stale { "stale" } else { "allowed" };
-        self.note(uid, "open", path, outcome);
-        Ok(Seen::Done)
+        let inode = &mut self.nodes[node];
+        let barred = inode.barred;
+        let another = inode.shown.is_some_and(|shown| shown != generation.number);
+        let newer = inode.shown.is_none_or(|shown| shown < generation.number);
+        let behind = another && !newer;
+        let occupied = match sharing {
+            Sharing::Never => another || older,
+            Sharing::Unpaged => paged,
+            Sharing::Any => false,
+        };
+        if !occupied {
+            inode.size = if older || behind {
+                inode.size.max(length(generation))
+            } else {
+                length(generation)
+            };
+            if newer {
+                inode.shown = Some(generation.number);
+            }
+            self.handles.push(Handle {
+                node,
+                opener: uid,
+                taken: false,
+                generation: generation.clone(),
+                checked,
+                paged: !checked && is_current && !older && !another && !barred,
+            });
+        }
+        self.noticed(node, generation);
+        !occupied
     }
 
     fn read(&mut self, uid: u32, handle: usize, offset: u64, size: u32) -> Answer {
@@ -565,12 +707,23 @@ impl Model {
             node,
             generation,
             checked,
+            paged,
+            taken,
             ..
         } = &self.handles[handle];
-        let path = self.nodes[*node].path;
-        if *checked && !self.may_read(uid, path) {
-            self.note(uid, "read", path, "denied");
+        let Node { path, barred, .. } = self.nodes[*node];
+        let allowed = self.may_read(uid, path);
+        if *taken || (*checked && !allowed) {
+            self.note(
+                uid,
+                "read",
+                path,
+                if allowed { "revoked" } else { "denied" },
+            );
             return Err(libc::EACCES);
+        }
+        if *paged && barred {
+            return Err(libc::ESTALE);
         }
         let bytes = generation
             .value
@@ -615,6 +768,11 @@ impl System for Model {
             }
             Op::OpenPin { uid, pin } => {
                 if let Some(pin) = wrapped(&self.pins, *pin) {
+                    match self.open(*uid, self.pins[pin]) {
+                        // As the kernel does: once more, and to the same inode.
+                        Err(libc::ESTALE) => {}
+                        ended => return ended,
+                    }
                     return self.open(*uid, self.pins[pin]);
                 }
             }
@@ -630,7 +788,9 @@ impl System for Model {
             }
             Op::Close { handle } => {
                 if let Some(handle) = wrapped(&self.handles, *handle) {
-                    self.handles.remove(handle);
+                    let node = self.handles.remove(handle).node;
+                    let open = self.handles.iter().any(|handle| handle.node == node);
+                    self.nodes[node].barred &= open;
                 }
             }
             Op::Put {
@@ -660,7 +820,10 @@ impl System for Model {
             Op::Weather { backend, weather } => {
                 self.weather.insert(*backend, *weather);
             }
-            Op::Reload(policy) => self.policy = *policy,
+            Op::Reload(policy) => {
+                self.policy = *policy;
+                self.enforce();
+            }
             Op::Pass { seconds } => self.now += seconds,
         }
         Ok(Seen::Done)
