@@ -64,7 +64,12 @@ impl Core {
     }
 
     fn open(&mut self, uid: u32, ino: Ino) -> Result<Seen, FsError> {
-        let opened = self.runtime.block_on(self.world.open(uid, ino))?;
+        // One request of the kernel's: it comes again by itself, by the name or to the inode.
+        let opening = self.world.tree.open(caller(uid), ino, false);
+        let opened = self.runtime.block_on(opening.wait())?;
+        if let Some(tell) = opened.tell {
+            self.world.tree.told(tell);
+        }
         self.handles.push(opened);
         Ok(Seen::Done)
     }
