@@ -93,6 +93,7 @@ impl Tree {
             let tree = Arc::clone(&tree);
             async move { tree.follow_one(&path, change).await }
         });
+        let tree = Arc::clone(self);
         async move {
             let keep = |(node, generation): (Arc<SecretNode>, _)| {
                 node.secret.keep(generation);
@@ -103,7 +104,10 @@ impl Tree {
             let work = tokio::spawn(join_all(each));
             let end = tokio::spawn(async move {
                 let in_time = tokio::time::timeout(KERNEL_DEADLINE, work).await.is_ok();
-                keeping.iter().for_each(|node| node.secret.let_go());
+                for node in keeping {
+                    node.secret.let_go();
+                    tree.wake(&node.secret);
+                }
                 in_time
             });
             if !end.await.unwrap_or_default() {
@@ -113,50 +117,57 @@ impl Tree {
         .boxed()
     }
 
+    /// What happened is told when an open sees it: when the name has changed hands.
     async fn follow_one(self: &Arc<Self>, path: &SecretPath, change: Change) {
         let current = self.inodes.current(path);
         let used = current.filter(|node| node.secret.is_in_use());
         // Where the kernel does not hold the folder, nobody watches it there.
         let watchable = self.inodes.is_watchable(&path.service);
-        let made = match used {
+        let (made, told) = match &used {
             // Its values are not to come back into memory.
-            Some(_) if self.access.is_revoked(path) => self.rotate_unseen(path),
+            Some(_) if self.access.is_revoked(path) => {
+                (self.rotate(path, None), rotated(path, None))
+            }
             Some(node) => match self.newest(path).await {
                 Ok(generation) => {
-                    if node.secret.notice(generation.number) {
-                        self.wake(&node.secret);
-                        self.tell_rotated(path, Some(&generation));
-                    } else if !self.is_to_rotate(path, generation.number) {
+                    let news = node.secret.notice(generation.number);
+                    if !news && !self.is_to_rotate(path, generation.number) {
                         return;
                     }
-                    // Also if somebody has found it out before: then it is under way.
-                    self.rotate(path, Some(&generation))
+                    // Also if somebody has found it out, and told of it, before: then it is under way.
+                    let made = self.rotate(path, Some(&generation));
+                    if !news {
+                        return made.wait().await;
+                    }
+                    (made, rotated(path, Some(&generation)))
                 }
                 Err(BackendError::Absent(_)) => {
                     node.secret.notice(self.cache.next_number());
-                    self.wake(&node.secret);
-                    self.tell_removed(path);
-                    self.remove(path)
+                    (self.remove(path), removed(path))
                 }
                 // Whoever opens it next finds out.
-                Err(_) => self.rotate_unseen(path),
+                Err(_) => (self.rotate(path, None), rotated(path, None)),
             },
             None if !watchable && !self.access.events().is_watched() => return,
-            None => {
-                let exists = change == Change::Written || self.exists(path).await;
-                if exists {
-                    self.tell_rotated(path, None);
-                } else {
-                    self.tell_removed(path);
-                }
-                match (watchable, exists) {
-                    (false, _) => return,
-                    (true, true) => self.rotate(path, None),
-                    (true, false) => self.remove(path),
-                }
-            }
+            None if change == Change::Written || self.exists(path).await => match watchable {
+                true => (self.rotate(path, None), rotated(path, None)),
+                false => return self.tell(rotated(path, None)),
+            },
+            None => match watchable {
+                true => (self.remove(path), removed(path)),
+                false => return self.tell(removed(path)),
+            },
         };
-        made.wait().await;
+        let _ = tokio::time::timeout(KERNEL_DEADLINE, made.wait()).await;
+        if let Some(node) = used {
+            node.secret.let_go();
+            self.wake(&node.secret);
+        }
+        self.tell(told);
+    }
+
+    fn tell(&self, what: What) {
+        self.access.events().tell(|| what);
     }
 
     /// True if the name leads to an inode that was made for an older generation.
@@ -165,23 +176,10 @@ impl Tree {
         current.is_some_and(|node| node.is_older_than(number))
     }
 
-    /// The value has changed, and what it is now is not known here.
-    fn rotate_unseen(self: &Arc<Self>, path: &SecretPath) -> Made {
-        self.tell_rotated(path, None);
-        self.rotate(path, None)
-    }
-
-    pub(super) fn tell_rotated(&self, path: &SecretPath, generation: Option<&Generation>) {
-        self.access.events().tell(|| What::Rotated {
-            path: path.clone(),
-            generation: generation.map(|generation| generation.number),
-            version: generation.map(|generation| generation.version.clone()),
-        });
-    }
-
-    fn tell_removed(&self, path: &SecretPath) {
-        let path = path.clone();
-        self.access.events().tell(|| What::Removed { path });
+    pub(super) fn tell_rotated(&self, path: &SecretPath, generation: &Generation) {
+        self.access
+            .events()
+            .tell(|| rotated(path, Some(generation)));
     }
 
     /// The value that is current now, for nobody: so that its new inode has its size.
@@ -379,4 +377,16 @@ impl Tree {
         }
         .boxed()
     }
+}
+
+fn rotated(path: &SecretPath, generation: Option<&Generation>) -> What {
+    What::Rotated {
+        path: path.clone(),
+        generation: generation.map(|generation| generation.number),
+        version: generation.map(|generation| generation.version.clone()),
+    }
+}
+
+fn removed(path: &SecretPath) -> What {
+    What::Removed { path: path.clone() }
 }

@@ -222,7 +222,7 @@ impl Tree {
     pub(super) fn noticed(self: &Arc<Self>, node: &SecretNode, generation: &Generation) {
         if node.view.follows() && node.secret.notice(generation.number) {
             self.wake(&node.secret);
-            self.tell_rotated(&node.path, Some(generation));
+            self.tell_rotated(&node.path, generation);
             // Nobody waits for this: whoever found it out has its value, or comes again.
             drop(self.rotate(&node.path, Some(generation)));
         }
@@ -285,8 +285,11 @@ impl Tree {
             // First, so that what happens meanwhile wakes it.
             node.secret.wait(fh, waiter);
         }
+        // As long as an open gets the same one, it is no news.
+        let kept = node.secret.kept_for_now();
+        let same = kept.is_some_and(|kept| kept.number == *number);
         Ok(Readiness {
-            outdated: node.view.follows() && node.secret.outdates(*number),
+            outdated: node.view.follows() && node.secret.outdates(*number) && !same,
             taken: matches!(self.handles.file(fh), Some(Held::Taken(_))),
         })
     }

@@ -139,8 +139,8 @@ pub struct Renaming {
 }
 
 impl Renaming {
-    /// To be called when the kernel has been asked. True if it has not made the change, so that the name has changed
-    /// hands without it: it must be made to look the name up again.
+    /// To be called when the kernel has been asked. True if it has not made the change: then the name changes hands without
+    /// it, and who comes by the old inode is sent to look it up again.
     pub fn settle(&mut self) -> bool {
         self.settle.take().is_some_and(|settle| settle())
     }

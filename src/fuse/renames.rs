@@ -14,6 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
+use nix::errno::Errno;
 use nix::fcntl::renameat;
 use nix::unistd::{UnlinkatFlags, gettid, unlinkat};
 
@@ -101,7 +102,8 @@ impl Renames {
             Err(error) => {
                 drop(services);
                 tracing::warn!(%error, "no thread for a change of names: who watches is not told of it");
-                self.settle(renaming);
+                let mut renaming = renaming;
+                renaming.settle();
             }
         }
     }
@@ -129,27 +131,29 @@ impl Renames {
         }
     }
 
-    fn carry_out(&self, renaming: Renaming) {
-        if let Some(writable) = &self.writable {
-            let to = format!("{}/{}", renaming.service, renaming.name);
-            let made = match &renaming.from {
-                Some(from) => {
-                    let from = format!("{}/{from}", renaming.service);
-                    renameat(writable, from.as_str(), writable, to.as_str())
-                }
-                None => unlinkat(writable, to.as_str(), UnlinkatFlags::NoRemoveDir),
-            };
-            if let Err(error) = made {
-                tracing::debug!(%error, ?renaming, "the kernel did not change a name");
-            }
+    fn carry_out(&self, mut renaming: Renaming) {
+        if let Err(error) = self.change(&renaming) {
+            tracing::debug!(%error, ?renaming, "the kernel did not change a name, and is made to forget it");
+            self.forget(&renaming);
         }
-        self.settle(renaming);
+        renaming.settle();
     }
 
-    fn settle(&self, mut renaming: Renaming) {
-        if !renaming.settle() {
-            return;
+    fn change(&self, renaming: &Renaming) -> nix::Result<()> {
+        let writable = self.writable.as_ref().ok_or(Errno::EROFS)?;
+        let to = format!("{}/{}", renaming.service, renaming.name);
+        match &renaming.from {
+            Some(from) => {
+                let from = format!("{}/{from}", renaming.service);
+                renameat(writable, from.as_str(), writable, to.as_str())
+            }
+            None => unlinkat(writable, to.as_str(), UnlinkatFlags::NoRemoveDir),
         }
+    }
+
+    /// Before the name changes hands without the kernel: whoever came by it meanwhile would be sent to look it up again, and
+    /// would have to wait for the folder as we do.
+    fn forget(&self, renaming: &Renaming) {
         let (folder, name) = (
             INodeNo(renaming.folder.0),
             OsStr::new(renaming.name.as_str()),
