@@ -15,6 +15,7 @@ use crate::common::patience;
 use crate::common::probe::{Probe, Who};
 use crate::users::Machine;
 
+mod deaths;
 mod polling;
 mod programs;
 mod systemd;
