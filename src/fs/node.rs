@@ -70,13 +70,13 @@ const SENT_AWAY: usize = 64;
 impl Secret {
     /// A generation of this number is known from now on. True if it takes the place of an older one.
     pub(super) fn notice(&self, number: u64) -> bool {
-        let before = self.newest.fetch_max(number, Ordering::AcqRel);
+        let before = self.newest.fetch_max(number, Ordering::SeqCst);
         before != 0 && before < number
     }
 
     /// True if a newer generation than this one is known.
     pub(super) fn outdates(&self, number: u64) -> bool {
-        self.newest.load(Ordering::Acquire) > number
+        self.newest.load(Ordering::SeqCst) > number
     }
 
     /// True if anybody was ever given a value.
@@ -114,7 +114,7 @@ impl Secret {
                 return;
             }
             *kept = Some(generation);
-            self.is_kept.store(true, Ordering::Release);
+            self.is_kept.store(true, Ordering::SeqCst);
         }
         if self.outdates(number) {
             self.let_go();
@@ -132,7 +132,7 @@ impl Secret {
 
     /// What every open gets for the moment.
     pub(super) fn kept_for_now(&self) -> Option<Arc<Generation>> {
-        if !self.is_kept.load(Ordering::Acquire) {
+        if !self.is_kept.load(Ordering::SeqCst) {
             return None;
         }
         self.kept().clone()
@@ -363,6 +363,15 @@ impl SecretNode {
         self.secret.send_away(tid, self.ino);
     }
 
+    /// True if it has shown a newer generation than this one.
+    pub(super) fn is_beyond(&self, number: u64) -> bool {
+        let state = self.state();
+        state
+            .shown
+            .as_ref()
+            .is_some_and(|shown| shown.number > number)
+    }
+
     /// The generation that it shows to whoever has it open, if it is not older than `least`. That is new enough for who came
     /// by a name that led here after `least` was the newest.
     pub(super) fn own(&self, least: u64) -> Option<Arc<Generation>> {
@@ -393,6 +402,8 @@ impl SecretNode {
         let behind = last.is_some_and(|last| last > number);
         let occupied = match sharing {
             Sharing::Never => last.is_some_and(|last| last != number) || others.next().is_some(),
+            // Then it is fetched again: a handle on the newer one would take this for its own size and pages.
+            Sharing::Unpaged | Sharing::Any if behind && self.view == View::Current => true,
             Sharing::Unpaged => others.any(|pins| pins.paged),
             Sharing::Any => false,
         };

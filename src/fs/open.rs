@@ -17,11 +17,28 @@ use crate::fs::{Fh, FsError, Ino, Opened, Readiness, Reply, Tell, Tree, Waiter};
 /// How long an open waits for the readers of an older value to be done with the inode.
 const OCCUPIED: Duration = Duration::from_millis(200);
 
+/// How often an open fetches again that was overtaken by another one.
+const OVERTAKEN: usize = 8;
+
 /// What is opened, as the config says that allows it.
 struct Place {
     node: Arc<SecretNode>,
     binding: Option<Arc<Binding>>,
     reads: Reads,
+}
+
+impl Place {
+    /// What every open gets while the name is on its way to another inode.
+    fn kept(&self) -> Option<Arc<Generation>> {
+        if self.node.view != View::Current {
+            return None;
+        }
+        let generation = self.node.secret.kept_for_now()?;
+        let references = &self.binding.as_ref()?.references;
+        references
+            .contains(&generation.reference)
+            .then_some(generation)
+    }
 }
 
 /// How an attempt to open ended.
@@ -124,21 +141,28 @@ impl Tree {
                 Sharing::Any
             }
         };
-        let fetch = if node.view == View::Current && node.secret.outdates(number) {
-            self.fetch_at(&permit, place).wait().await
-        } else {
-            Ok(served)
-        };
-        match self.attempt(place, permit, fetch, sharing) {
-            Attempt::Ended(reply) => reply,
-            Attempt::Occupied(permit, _) => {
-                permit.waive();
-                if back.is_none() {
-                    node.send_away(tid);
-                }
-                Err(FsError::Superseded)
+        let mut last = served;
+        for _ in 0..OVERTAKEN {
+            let number = last.generation.number;
+            let fetch = if node.view == View::Current && node.secret.outdates(number) {
+                self.fetch_at(&permit, place).wait().await
+            } else {
+                Ok(last)
+            };
+            match self.attempt(place, permit, fetch, sharing) {
+                Attempt::Ended(reply) => return reply,
+                Attempt::Occupied(again, served) => (permit, last) = (*again, served),
+            }
+            // Another open has shown a newer one between the fetch and the attempt.
+            if !node.is_beyond(last.generation.number) {
+                break;
             }
         }
+        permit.waive();
+        if back.is_none() {
+            node.send_away(tid);
+        }
+        Err(FsError::Superseded)
     }
 
     /// Gives what was fetched, if the inode is free for it, and has it written down.
@@ -157,6 +181,7 @@ impl Tree {
                 return Attempt::Ended(reply);
             }
         };
+        let served = self.for_now(place, served);
         match self.opened(place, &served.generation, permit.opener(), sharing) {
             Ok(opened) => Attempt::Ended(self.give(permit, served, opened)),
             Err(Occupied) => Attempt::Occupied(Box::new(permit), served),
@@ -175,17 +200,26 @@ impl Tree {
     }
 
     fn fetch_at(&self, permit: &Permit, place: &Place) -> Answer<Fetch> {
-        let Place { node, binding, .. } = place;
-        if node.view == View::Current
-            && let Some(generation) = node.secret.kept_for_now()
-            && binding
-                .as_ref()
-                .is_some_and(|binding| binding.references.contains(&generation.reference))
-        {
-            let stale = false;
-            return Answer::Ready(Ok(Served { generation, stale }));
+        match place.kept() {
+            Some(generation) => Answer::Ready(Ok(Served {
+                generation,
+                stale: false,
+            })),
+            None => self.fetch_view(permit, place.binding.clone(), &place.node.view),
         }
-        self.fetch_view(permit, binding.clone(), &node.view)
+    }
+
+    /// What is given for what was fetched: nobody gets a newer generation than the one that is kept meanwhile. First it is
+    /// said that there is a newer one, upon which none is kept any more; so that either we see it here, or it is not kept.
+    fn for_now(self: &Arc<Self>, place: &Place, served: Served) -> Served {
+        self.noticed(&place.node, &served.generation);
+        match place.kept() {
+            Some(generation) if generation.number < served.generation.number => Served {
+                generation,
+                stale: false,
+            },
+            Some(_) | None => served,
+        }
     }
 
     fn opened(
@@ -196,9 +230,7 @@ impl Tree {
         sharing: Sharing,
     ) -> Result<Opened, Occupied> {
         let Place { node, reads, .. } = place;
-        let pinned = node.pin(generation, *reads == Reads::Cached, sharing);
-        self.noticed(node, generation);
-        let pinned = pinned?;
+        let pinned = node.pin(generation, *reads == Reads::Cached, sharing)?;
         let pin = Arc::new(Pin {
             node: Arc::clone(node),
             number: generation.number,

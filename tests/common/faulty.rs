@@ -120,6 +120,15 @@ impl Faulty {
         kept.put(version, value.as_ref());
     }
 
+    /// Forgets all but the last versions of a secret.
+    pub fn keep_last(&self, path: &str, count: usize) {
+        if let Some(kept) = self.state().values.get_mut(path) {
+            while kept.versions.len() > count {
+                kept.versions.pop_first();
+            }
+        }
+    }
+
     /// A version of this number, as after a rollback or a restore.
     pub fn put_version(&self, path: &str, value: impl AsRef<[u8]>, version: u64) {
         let mut state = self.state();

@@ -23,10 +23,26 @@ pub struct Served {
     pub folder: Daemon,
 }
 
+#[allow(dead_code, reason = "each test uses its part")]
 impl Served {
     /// As [`World::new`]; `writable` if names change through a mount of the server's own, as they do for root.
     #[track_caller]
     pub fn start(a: &[(&str, &str)], b: &[(&str, &str)], services: &str, writable: bool) -> Self {
+        let world = || World::unattached(a, b, services, Clock::manual());
+        Self::start_world(world, writable)
+    }
+
+    /// The same with time that passes.
+    #[track_caller]
+    pub fn start_in_time(b: &[(&str, &str)], services: &str) -> Self {
+        Self::start_world(
+            || World::unattached(&[], b, services, Clock::default()),
+            true,
+        )
+    }
+
+    #[track_caller]
+    fn start_world(world: impl FnOnce() -> World, writable: bool) -> Self {
         let folder = Setup::default().prepare();
         let runtime = Builder::new_multi_thread()
             .worker_threads(2)
@@ -34,7 +50,7 @@ impl Served {
             .build()
             .unwrap();
         let inside = runtime.enter();
-        let world = World::unattached(a, b, services, Clock::manual());
+        let world = world();
         let place = Mountpoint::new(&folder.mountpoint(), &folder.at("config.toml"));
         let mounted = place.mount().unwrap();
         let through = mounted.writable.filter(|_| writable);
@@ -47,6 +63,11 @@ impl Served {
             runtime,
             folder,
         }
+    }
+
+    /// Where the tree's tasks run.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
     }
 
     pub fn path(&self, secret: &str) -> PathBuf {

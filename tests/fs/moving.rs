@@ -148,3 +148,22 @@ async fn who_comes_to_an_inode_of_an_older_value_is_sent_to_the_name_first() {
     ];
     assert_eq!(lines, expected);
 }
+
+#[tokio::test]
+async fn nobody_gets_the_old_value_once_somebody_got_the_new_one() {
+    let world = world();
+    world.cat(1, "app/plain").await.unwrap();
+    let ino = world.ino("app/plain").await;
+    world.kernel.hold();
+    world.a.put("app/plain", "second");
+    let reference: Reference = "a:app/plain".parse().unwrap();
+    // Nobody has begun with it yet.
+    let change = world.tree.changed([&reference], Change::Written);
+    assert_eq!(read(&world, ino).await.unwrap(), "second");
+    let change = tokio::spawn(change);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(!change.is_finished());
+    assert_eq!(read(&world, ino).await.unwrap(), "second");
+    world.kernel.let_go();
+    change.await.unwrap();
+}

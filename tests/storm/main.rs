@@ -22,22 +22,33 @@ mod common;
 mod faulty;
 #[path = "../common/log.rs"]
 mod log;
+#[path = "../common/served.rs"]
+mod served;
 #[path = "../common/world.rs"]
 mod world;
 
-mod mount;
 mod readers;
 mod rotation;
 mod store;
 mod values;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// One storm at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// How long it storms.
 fn seconds() -> Duration {
     let seconds = std::env::var("SECRETFS_STORM_SECONDS");
-    let seconds = seconds.map_or(10, |text| {
-        text.parse().expect("SECRETFS_STORM_SECONDS is a number")
-    });
+    let seconds = seconds.map_or(10, |text| text.parse().expect("a number of seconds"));
+    let most = 80 * u64::from(common::patience());
+    assert!(
+        seconds <= most,
+        "for more than {most} s set SECRETFS_SOAK, too"
+    );
     Duration::from_secs(seconds)
 }

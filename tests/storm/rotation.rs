@@ -12,11 +12,12 @@ use secretfs::fs::{Change, Tree};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::common::machine::needs;
+use crate::common::{DEADLINE, eventually};
 use crate::faulty::Faulty;
-use crate::mount::Mount;
 use crate::readers::{Numbers, Readers, SECRETS};
-use crate::seconds;
+use crate::served::Served;
 use crate::values::value;
+use crate::{alone, seconds};
 
 /// A secret for each mode.
 pub(crate) const SERVICES: &str = r#"
@@ -33,11 +34,14 @@ const MEMORY: u64 = 16 << 10;
 #[test]
 fn a_thousand_rotations_a_second_below_32_readers() {
     needs!();
+    let _alone = alone();
     let first = String::from_utf8(value(1)).unwrap();
     let values = [("s/checked", first.as_str()), ("s/cached", &first)];
-    let mount = Mount::serve(&values, SERVICES, seconds() * 2 + Duration::from_secs(60));
-    let readers = Readers::start(&mount.top(), mount.at("numbers"), |from, name| {
-        mount.bind(from, name)
+    let threads_before = threads();
+    let served = Served::start_in_time(&values, SERVICES);
+    let folder = &served.folder;
+    let readers = Readers::start(&folder.mountpoint(), folder.at("numbers"), |from, name| {
+        folder.bind(from, name)
     });
 
     let clock = Clock::default();
@@ -45,9 +49,9 @@ fn a_thousand_rotations_a_second_below_32_readers() {
     let start = clock.now();
     let rotations: Vec<_> = (0..SECRETS.len())
         .map(|secret| {
-            let (tree, backend) = (Arc::clone(mount.tree()), Arc::clone(mount.backend()));
+            let (tree, backend) = (Arc::clone(&served.world.tree), Arc::clone(&served.world.b));
             let (numbers, end) = (readers.numbers(), Arc::clone(&end));
-            mount
+            served
                 .runtime()
                 .spawn(rotate(tree, backend, secret, numbers, end))
         })
@@ -55,7 +59,7 @@ fn a_thousand_rotations_a_second_below_32_readers() {
     let (mut inodes, mut early) = (0, 0);
     while clock.now() - start < seconds() {
         thread::sleep(Duration::from_millis(100));
-        inodes = inodes.max(mount.figures().inodes);
+        inodes = inodes.max(served.world.tree.figures().inodes);
         if early == 0 && clock.now() - start > seconds() / 4 {
             early = resident();
         }
@@ -63,7 +67,7 @@ fn a_thousand_rotations_a_second_below_32_readers() {
     end.store(true, Ordering::SeqCst);
     let rotations = rotations
         .into_iter()
-        .map(|task| mount.runtime().block_on(task).unwrap());
+        .map(|task| served.runtime().block_on(task).unwrap());
     let rotations: u64 = rotations.sum();
     let (reads, wrong) = readers.end();
     let late = resident();
@@ -76,11 +80,33 @@ fn a_thousand_rotations_a_second_below_32_readers() {
     assert!(reads > 1000, "{reads} reads");
 
     // The top, the service, and an inode for each name.
-    mount.settles_at(0, 2 + SECRETS.len());
-    let cache = mount.figures().cache;
+    let (handles, inodes) = (0, 2 + SECRETS.len());
+    let figures = || served.world.tree.figures();
+    let settled = eventually(DEADLINE, || {
+        // The names and inodes that nobody uses.
+        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        figures().handles == handles && figures().inodes <= inodes
+    });
+    assert!(
+        settled,
+        "not {handles} handles and {inodes} inodes: {:?}",
+        figures()
+    );
+    let cache = figures().cache;
     assert_eq!((cache.values, cache.flights), (SECRETS.len(), 0));
     assert!(late < early + MEMORY, "from {early} to {late} KiB");
-    mount.end();
+    drop(served);
+    // The thread that changes names waits a while for more to do.
+    let all_gone = eventually(DEADLINE, || threads() <= threads_before);
+    assert!(all_gone, "{} threads and not {threads_before}", threads());
+}
+
+/// How many threads this process has, but for those that tests run in.
+fn threads() -> usize {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+    // A test's thread has its name.
+    names.filter(|name| !name.contains("::")).count()
 }
 
 /// Rotates one secret until it is told to end, and says how often it did.
@@ -100,6 +126,7 @@ async fn rotate(
         tick.tick().await;
         number += 1;
         backend.put(&path, value(number));
+        backend.keep_last(&path, 2);
         tree.changed([&reference], Change::Written).await;
         // From here on every open sees it.
         numbers.acknowledge(secret, number);

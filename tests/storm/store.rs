@@ -12,12 +12,13 @@ use crate::common::daemon::Daemon;
 use crate::common::machine::needs;
 use crate::readers::{Readers, SECRETS};
 use crate::rotation::{SERVICES, said};
-use crate::seconds;
 use crate::values::value;
+use crate::{alone, seconds};
 
 #[test]
 fn as_many_puts_as_the_store_can_take_below_32_readers() {
     needs!();
+    let _alone = alone();
     let first = value(1);
     let services = SERVICES.replace("b:s", "local:s");
     let values = [("s/checked", first.as_slice()), ("s/cached", &first)];
