@@ -261,7 +261,7 @@ impl Access {
     }
 
     /// May what was fetched for this permit be given? When the permit was made nobody knew the version, and something
-    /// may have been taken away since. Whoever gets a no settles the permit with it: [`Permit::revoked`].
+    /// may have been taken away since. Whoever gets a no settles the permit with it: [`Permit::refuse`].
     ///
     /// # Errors
     /// [`Denied::Revoked`]

@@ -47,7 +47,7 @@ pub enum Change {
 
 impl Tree {
     /// The values at these references have changed. When the future ends, every following open sees the new ones, by any
-    /// way, and whoever watches has heard of it, unless the kernel took longer than [`KERNEL_DEADLINE`] for that. Until then
+    /// way, and whoever watches has heard of it, unless the kernel took longer than a second for that. Until then
     /// an open may still see the old one: it changes in the moment in which the kernel gives the name to another inode.
     pub fn changed<'a>(
         self: &Arc<Self>,
@@ -323,7 +323,7 @@ impl Tree {
     }
 
     /// Checks every open handle again, after rules or revocations have changed: what may not be read any more is taken
-    /// away. When the future ends the kernel has dropped its pages too, or had [`KERNEL_DEADLINE`] for it.
+    /// away. When the future ends the kernel has dropped its pages too, or had a second for it.
     pub fn enforce(self: &Arc<Self>) -> BoxFuture<'static, ()> {
         let mut drop_pages: HashMap<Ino, Arc<SecretNode>> = HashMap::new();
         let mut barred: HashMap<Ino, Arc<SecretNode>> = HashMap::new();

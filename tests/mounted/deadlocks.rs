@@ -184,15 +184,14 @@ fn a_daemon_ends_and_lets_everyone_go_in_the_middle_of_it_all() {
             .command(&["put", "--file", "/etc/passwd", "a/x"])
             .spawn()
             .unwrap();
-        match end {
-            Signal::SIGKILL => {
-                kill(daemon.server(), end).unwrap();
-                // The keeper starts another one, which serves on a mount of its own.
-                let mut reader = daemon.probe(&Who::uid(4001));
-                let again = eventually(DEADLINE, || reader.cat(&daemon.path("a/x")).is_ok());
-                assert!(again, "{}", daemon.log());
-            }
-            _ => daemon.stop(),
+        if end == Signal::SIGKILL {
+            kill(daemon.server(), end).unwrap();
+            // The keeper starts another one, which serves on a mount of its own.
+            let mut reader = daemon.probe(&Who::uid(4001));
+            let again = eventually(DEADLINE, || reader.cat(&daemon.path("a/x")).is_ok());
+            assert!(again, "{}", daemon.log());
+        } else {
+            daemon.stop();
         }
         putting.wait().unwrap();
         File::create(daemon.at("end")).unwrap();
