@@ -104,9 +104,11 @@ impl Tree {
             let work = tokio::spawn(join_all(each));
             let end = tokio::spawn(async move {
                 let in_time = tokio::time::timeout(KERNEL_DEADLINE, work).await.is_ok();
+                // Mostly the kernel has been there before.
                 for node in keeping {
-                    node.secret.let_go();
-                    tree.wake(&node.secret);
+                    if node.secret.let_go() {
+                        tree.wake(&node.secret);
+                    }
                 }
                 in_time
             });
@@ -346,7 +348,9 @@ impl Tree {
             }
         }
         let files = self.inodes.files();
-        files.iter().for_each(|node| node.secret.let_go());
+        files.iter().for_each(|node| {
+            node.secret.let_go();
+        });
         // What nobody has open may still lie in the page cache.
         let cached = files.into_iter();
         let cached = cached.filter(|node| node.drop_pages());

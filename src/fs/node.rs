@@ -121,13 +121,15 @@ impl Secret {
         }
     }
 
-    /// From now on every open gets what is current.
-    pub(super) fn let_go(&self) {
-        if self.is_kept.swap(false, Ordering::AcqRel) {
+    /// From now on every open gets what is current. False if that was so before.
+    pub(super) fn let_go(&self) -> bool {
+        let was_kept = self.is_kept.swap(false, Ordering::AcqRel);
+        if was_kept {
             let kept = self.kept().take();
             // Wiping the value, if this was its last holder, is not done under the lock.
             drop(kept);
         }
+        was_kept
     }
 
     /// What every open gets for the moment.
