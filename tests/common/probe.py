@@ -147,7 +147,7 @@ class Churn:
 
     def one_value(self, what, value):
         """A value is one word, over and over."""
-        if len(set(value.split(b" "))) != 1:
+        if not value or len(set(value.split(b" "))) != 1:
             self.wrong.append(f"{what} is torn: {value[:100]}")
 
     def whole(self, path):
@@ -162,6 +162,9 @@ class Churn:
     def map(self, path):
         with open(path, "rb", buffering=0) as file:
             length = min(os.fstat(file.fileno()).st_size, PIPE)
+            if length == 0:
+                self.wrong.append(f"{path} is open and has no size")
+                return
             with mmap.mmap(file.fileno(), length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as mapping:
                 # A page that cannot be had ends who touches it. A system call only fails.
                 through_a_pipe(lambda out, at: os.write(out, memoryview(mapping)[at:]) if at < length else 0)
