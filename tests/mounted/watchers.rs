@@ -251,7 +251,12 @@ fn a_plain_users_mount_for_others_wakes_who_polls_and_says_that_it_wakes_no_othe
     all_wake(&daemon, &mut pollers, "second");
     thread::sleep(Duration::from_millis(100));
     assert_eq!(folder.so_far(), [""; 0]);
-    assert_eq!(file.so_far(), [""; 0]);
+    // Who looks at the old file in time lets the kernel know that it is gone.
+    let heard = file.so_far();
+    assert!(
+        heard.is_empty() || heard == ["DELETE_SELF", "IGNORED"],
+        "{heard:?}"
+    );
 }
 
 fn plain_users() -> Daemon {
