@@ -28,9 +28,11 @@ use crate::config::{BackendConfig, Config};
 use crate::control;
 use crate::sys::{SecretMemory, Uid};
 
+mod lookout;
 pub mod mountpoint;
 pub mod runtime;
 
+use lookout::Lookout;
 use mountpoint::{Listed, MountError, Mounted, Mountpoint, abort, pass_on};
 
 /// The daemon's lock, below the runtime folder. Who holds it may change what belongs to the config.
@@ -50,8 +52,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long the kernel may take for the end of a server that was killed.
 const KILL_DEADLINE: Duration = Duration::from_secs(2);
-/// How often it is looked whether a server is dead of which nobody says so.
-const LOOK: u16 = 1_000; // milliseconds
 /// A server that lived this long did not die young.
 const GROWN_UP: Duration = Duration::from_secs(60);
 
@@ -386,13 +386,14 @@ impl Keeper<'_> {
 
     /// Waits until the server is ready or dead, or somebody wants an end.
     fn wait(&self, serving: &mut Serving) -> Result<Happened, KeeperError> {
+        let mut lookout = Lookout::new(self.clock);
         loop {
             let mut sources = [
                 PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
                 PollFd::new(serving.word.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.mountinfo.as_fd(), PollFlags::POLLPRI),
             ];
-            let idle = match poll(&mut sources, PollTimeout::from(LOOK)) {
+            let idle = match poll(&mut sources, PollTimeout::from(Lookout::PAUSE)) {
                 Ok(ready) => ready == 0,
                 Err(Errno::EINTR) => false,
                 Err(errno) => return Err(errno.into()),
@@ -412,7 +413,7 @@ impl Keeper<'_> {
             if !idle {
                 self.look_after(serving);
             }
-            if idle && is_stuck(&serving.child) {
+            if lookout.sees_it_stuck(self.clock, &serving.child) {
                 return Ok(Happened::Died(ExitStatus::from_raw(libc::SIGKILL)));
             }
             let mut byte = [0_u8; 1];
@@ -513,15 +514,6 @@ fn tell_systemd(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "systemd does not hear");
     }
-}
-
-/// True of a server whose first thread is dead while another hangs in the kernel: nobody answers requests any more, and
-/// the kernel does not say that it has died.
-fn is_stuck(child: &Child) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
-    // The name before it is in brackets, and may hold anything.
-    stat.rsplit_once(") ")
-        .is_some_and(|(_, fields)| fields.starts_with('Z'))
 }
 
 /// Whether this signal asks for an end.

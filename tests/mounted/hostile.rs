@@ -1,14 +1,20 @@
 //! What a local user does who means harm: nobody else may notice.
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 
 use crate::common::daemon::{Daemon, Setup};
 use crate::common::ears::Ears;
 use crate::common::machine::{Need, needs};
+use crate::common::mounts::Bind;
 use crate::common::probe::{Probe, Who};
 use crate::common::{DEADLINE, eventually};
 use crate::users::Machine;
@@ -134,9 +140,23 @@ fn a_server_that_the_kernel_keeps_is_not_waited_for() {
     // The thread that has the name forgotten waits for the directory, and cannot be killed.
     daemon.put("a/x", b"another");
     let mut reader = daemon.probe(&Who::uid(4001));
-    kill(daemon.server(), Signal::SIGKILL).unwrap();
-    // It need not work, but there must be an answer.
-    let _ = reader.cat(&daemon.path("b/x"));
+    // Also while others mount and unmount things all the time, which the keeper hears of.
+    let (end, place) = (AtomicBool::new(false), daemon.at("doors"));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !end.load(Ordering::SeqCst) {
+                let none = None::<&str>;
+                mount(Some(&place), &place, none, MsFlags::MS_BIND, none).unwrap();
+                drop(Bind::at(place.clone()));
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        kill(daemon.server(), Signal::SIGKILL).unwrap();
+        // It need not work, but there must be an answer.
+        let answer = catch_unwind(AssertUnwindSafe(|| reader.cat(&daemon.path("b/x"))));
+        end.store(true, Ordering::SeqCst);
+        let _ = answer.unwrap();
+    });
     daemon.signal(Signal::SIGTERM);
     daemon.ended();
     assert_eq!(daemon.mounts(), []);

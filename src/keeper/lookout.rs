@@ -1,0 +1,54 @@
+//! Looks for a server that is dead of which nobody says so.
+//!
+//! A thread that hangs in the kernel, waiting for a folder that somebody else holds, keeps a killed process from ending:
+//! it answers nobody, and its descriptors stay open.
+
+use std::fs;
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use crate::clock::Clock;
+
+/// Two looks that find the same are believed: one may have met a server that is about to end as it should.
+#[derive(Debug)]
+pub(super) struct Lookout {
+    next: Instant,
+    stuck: bool,
+}
+
+impl Lookout {
+    /// How long there is between two looks, in milliseconds.
+    pub(super) const PAUSE: u16 = 500;
+
+    pub(super) fn new(clock: &Clock) -> Self {
+        Self {
+            next: clock.now() + pause(),
+            stuck: false,
+        }
+    }
+
+    /// Looks, if it is time to. To be asked whatever else happens: on a busy machine somebody always mounts something, and
+    /// it is never quiet.
+    pub(super) fn sees_it_stuck(&mut self, clock: &Clock, child: &Child) -> bool {
+        let now = clock.now();
+        if now < self.next {
+            return false;
+        }
+        self.next = now + pause();
+        let before = self.stuck;
+        self.stuck = is_stuck(child);
+        before && self.stuck
+    }
+}
+
+fn pause() -> Duration {
+    Duration::from_millis(Lookout::PAUSE.into())
+}
+
+/// True of a server whose first thread is dead while another is not.
+fn is_stuck(child: &Child) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    // The name before it is in brackets, and may hold anything.
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, fields)| fields.starts_with('Z'))
+}
