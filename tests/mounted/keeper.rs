@@ -185,6 +185,10 @@ fn who_waits_for_a_server_that_dies_fails_at_once() {
     kill(server, Signal::SIGSTOP).unwrap();
     let mut waiting: Vec<Probe> = (0..4).map(|_| daemon.probe(&Who::uid(4001))).collect();
     for probe in &mut waiting {
+        // It is there, and comes at once when it is asked to.
+        probe.pid();
+    }
+    for probe in &mut waiting {
         probe.begin("cat", json!([daemon.path("a/x")]));
     }
     let count = connection(daemon.mounts()[0].device).join("waiting");
