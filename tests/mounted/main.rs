@@ -35,6 +35,7 @@ mod namespaces;
 mod reload;
 mod revocation;
 mod sealed;
+mod server;
 mod taken;
 mod trouble;
 mod units;
