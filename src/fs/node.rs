@@ -1,5 +1,6 @@
 //! One file's inode: which generation it shows, who has it open, what the kernel was told of it.
 
+use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -51,8 +52,8 @@ pub(super) struct Secret {
     kept: Mutex<Option<Arc<Generation>>>,
     /// There is one: likewise.
     is_kept: AtomicBool,
-    /// Whose open was sent away from which inode, the last ones.
-    sent_away: Mutex<Vec<(Tid, Sent)>>,
+    /// Whose open was sent away from which inode.
+    sent_away: Mutex<HashMap<Tid, Sent>>,
     /// Somebody was: likewise.
     any_sent_away: AtomicBool,
 }
@@ -64,8 +65,9 @@ pub(super) struct Sent {
     pub(super) newest: u64,
 }
 
-/// So many are remembered who were sent away. Most come back at once.
-const SENT_AWAY: usize = 64;
+/// So many are remembered who were sent away. Most come back at once; but all threads of many programs may be on their way
+/// at the same time, and who is not known when he comes back gets an error.
+const SENT_AWAY: usize = 4096;
 
 impl Secret {
     /// A generation of this number is known from now on. True if it takes the place of an older one.
@@ -149,11 +151,11 @@ impl Secret {
     fn send_away(&self, tid: Tid, from: Ino) {
         let newest = self.newest.load(Ordering::Acquire);
         let mut sent_away = self.sent_away();
-        sent_away.retain(|(other, _)| *other != tid);
         if sent_away.len() >= SENT_AWAY {
-            sent_away.remove(0);
+            // Who has not come back for so long does not come any more, but for a few.
+            sent_away.clear();
         }
-        sent_away.push((tid, Sent { ino: from, newest }));
+        sent_away.insert(tid, Sent { ino: from, newest });
         self.any_sent_away.store(true, Ordering::Release);
     }
 
@@ -163,8 +165,7 @@ impl Secret {
             return None;
         }
         let mut sent_away = self.sent_away();
-        let at = sent_away.iter().position(|(other, _)| *other == tid)?;
-        let (_, sent) = sent_away.remove(at);
+        let sent = sent_away.remove(&tid)?;
         let more = !sent_away.is_empty();
         self.any_sent_away.store(more, Ordering::Release);
         Some(sent)
@@ -174,7 +175,7 @@ impl Secret {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sent_away(&self) -> MutexGuard<'_, Vec<(Tid, Sent)>> {
+    fn sent_away(&self) -> MutexGuard<'_, HashMap<Tid, Sent>> {
         let sent_away = self.sent_away.lock();
         sent_away.unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secretfs::backend::Reference;
+use secretfs::caller::Caller;
 use secretfs::fs::{Change, FsError, Ino, Reply};
+use secretfs::sys::{Gid, Tid, Uid};
 use tokio::task::JoinHandle;
 
 use crate::callers::caller;
@@ -147,6 +149,23 @@ async fn who_comes_to_an_inode_of_an_older_value_is_sent_to_the_name_first() {
         "2 open app/plain allowed",
     ];
     assert_eq!(lines, expected);
+}
+
+#[tokio::test]
+async fn however_many_come_to_an_older_inode_at_once_each_is_known_when_he_comes_back() {
+    let world = world();
+    let old = world.ino("app/plain").await;
+    world.cat(1, "app/plain").await.unwrap();
+    world.put("a:app/plain", "the next").await;
+    let thread = |tid| Caller::new(Uid(1), Gid(1), Tid(tid));
+    let open = |tid| world.tree.open(thread(tid), old, false).wait();
+    for tid in 1..=1000 {
+        assert_eq!(open(tid).await.unwrap_err(), FsError::Superseded);
+    }
+    for tid in 1..=1000 {
+        let opened = open(tid).await.unwrap();
+        world.tree.release(opened.fh);
+    }
 }
 
 #[tokio::test]
