@@ -342,10 +342,11 @@ impl Tree {
             drop_pages.insert(node.ino, Arc::clone(node));
             if taken {
                 self.handles.take(fh);
-                node.bar();
                 self.wake(&node.secret);
-                barred.insert(node.ino, Arc::clone(node));
             }
+            // Nobody asks who looks at pages that others have brought in.
+            node.bar();
+            barred.insert(node.ino, Arc::clone(node));
         }
         let files = self.inodes.files();
         files.iter().for_each(|node| {

@@ -246,6 +246,31 @@ fn a_reload_takes_what_the_new_rules_do_not_allow_from_open_files() {
     }
 }
 
+/// Who opened it in the right unit could be allowed still, so the file stays his; but pages are looked at unasked.
+#[test]
+fn what_others_map_does_not_come_to_whom_the_new_rules_have_yet_to_ask() {
+    needs!();
+    let daemon = start();
+    let mut owner = daemon.probe(&Who::uid(OWNER));
+    let mut other = daemon.probe(&Who::uid(OTHER));
+    for (at, mode) in MODES.into_iter().enumerate() {
+        let path = daemon.path("a").join(mode);
+        let held = hold(&mut owner, &daemon, &format!("a/{mode}"), at);
+        let before = other.open(&path).unwrap();
+        daemon.configure(&services(
+            r#"{ uid = 4001, unit = "none.service" }, { uid = 4002 }"#,
+        ));
+        daemon.secretfs(&["reload"], b"").expect_ok();
+        let _ = other.splice(before);
+        assert_eq!(got(&mut owner, &held), NOTHING, "{mode}");
+        let by_path = other.open(&path).unwrap();
+        assert_eq!(other.map(by_path, value().len()), Ok(value()), "{mode}");
+        assert_eq!(got(&mut owner, &held), NOTHING, "{mode}");
+        daemon.configure(&services("{ uid = [4001, 4002] }"));
+        daemon.secretfs(&["reload"], b"").expect_ok();
+    }
+}
+
 #[test]
 fn who_polls_what_is_taken_away_hears_of_it() {
     needs!();

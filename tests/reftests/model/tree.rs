@@ -188,9 +188,9 @@ impl Model {
             } = self.handles[handle];
             let path = self.nodes[node].path;
             let still = self.still(opener, path);
-            // Who reads is asked at each read, if reads are checked.
-            if !taken && (still == Still::No || (still == Still::Unsure && !checked)) {
-                self.handles[handle].taken = true;
+            if !taken && still != Still::Yes {
+                // Who reads is asked at each read, if reads are checked.
+                self.handles[handle].taken = still == Still::No || !checked;
                 self.nodes[node].barred = true;
                 if self.current.get(path) == Some(&node) {
                     self.replace(path, None);
