@@ -266,10 +266,7 @@ impl Inodes {
         }
         let number = table.number().0;
         let replacement = replace.then(|| {
-            let secret = match table.secrets.get(path) {
-                Some(known) => Arc::clone(&known.secret),
-                None => Arc::default(),
-            };
+            let secret = table.shared(path);
             SecretNode::new(table.number(), path.clone(), View::Current, secret)
         });
         let (done, made) = watch::channel(());
@@ -383,7 +380,7 @@ impl Table {
         if let Some(node) = self.current(path) {
             return node;
         }
-        let (ino, secret) = (self.number(), Arc::<Secret>::default());
+        let (ino, secret) = (self.number(), self.shared(path));
         let node = SecretNode::new(ino, path.clone(), View::Current, Arc::clone(&secret));
         self.nodes.insert(ino, Node::Secret(Arc::clone(&node)));
         let known = Known {
@@ -392,6 +389,19 @@ impl Table {
         };
         self.secrets.insert(path.clone(), known);
         node
+    }
+
+    /// What the inodes of a secret share. A name that was gone and comes again is followed by its file in `.fresh`, which the
+    /// kernel may have held all the time.
+    fn shared(&self, path: &SecretPath) -> Arc<Secret> {
+        if let Some(known) = self.secrets.get(path) {
+            return Arc::clone(&known.secret);
+        }
+        let fresh = self.views.get(&(path.clone(), View::Fresh));
+        match fresh.and_then(|ino| self.nodes.get(ino)) {
+            Some(Node::Secret(node)) => Arc::clone(&node.secret),
+            Some(Node::Root | Node::Service(_) | Node::Hidden(..)) | None => Arc::default(),
+        }
     }
 
     /// Drops an inode that the kernel does not hold and that no name leads to.

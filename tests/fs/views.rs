@@ -2,7 +2,8 @@
 
 use std::ffi::OsStr;
 
-use secretfs::fs::{FsError, Ino, Kind};
+use secretfs::backend::Reference;
+use secretfs::fs::{Change, FsError, Ino, Kind, Waiter};
 
 use crate::callers::caller;
 use crate::world;
@@ -132,6 +133,26 @@ async fn fresh_asks_whatever_the_ttl_tells_everyone_and_is_limited_for_each_uid(
         world.cat(1, "app/.fresh/plain").await.is_ok(),
         "a second later"
     );
+}
+
+#[tokio::test]
+async fn who_polls_below_fresh_hears_of_a_name_that_was_gone_meanwhile() {
+    let world = world();
+    let ino = world.ino("app/.fresh/plain").await;
+    world.open(1, ino).await.unwrap();
+    world.a.remove("app/plain");
+    let reference: Reference = "a:app/plain".parse().unwrap();
+    world.tree.changed([&reference], Change::Perhaps).await;
+    world.put("a:app/plain", "again").await;
+    // By what the kernel holds of it.
+    let held = world.open(1, ino).await.unwrap();
+    let waits = world.tree.poll(held.fh, Some(Waiter(7))).unwrap();
+    assert!(!waits.outdated);
+    world.ino("app/plain").await;
+    world.cat(1, "app/plain").await.unwrap();
+    world.put("a:app/plain", "and again").await;
+    assert_eq!(world.kernel.woken(), [Waiter(7)]);
+    assert!(world.tree.poll(held.fh, None).unwrap().outdated);
 }
 
 #[tokio::test]
