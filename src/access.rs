@@ -220,14 +220,7 @@ impl Access {
     /// # Errors
     /// [`Denied`]
     pub fn still(&self, mut permit: Permit, version: &Version) -> Result<Permit, Denied> {
-        let asked = if self.edition() == permit.edition() {
-            self.give(&permit, version)
-        } else {
-            let path = permit.path().clone();
-            let answer = self.may_read(permit.opener_mut(), &path, Some(version));
-            answer.map(|yes| permit.renew(yes.rule, yes.edition))
-        };
-        match asked {
+        match self.give(&mut permit, version) {
             Ok(()) => Ok(permit),
             Err(denied) => {
                 permit.refuse(&denied, Some(version.clone()));
@@ -260,18 +253,22 @@ impl Access {
         }
     }
 
-    /// May what was fetched for this permit be given? When the permit was made nobody knew the version, and something
-    /// may have been taken away since. Whoever gets a no settles the permit with it: [`Permit::refuse`].
+    /// May what was fetched for this permit be given? When the permit was made nobody knew the version, and rules and
+    /// revocations may have changed since. Whoever gets a no settles the permit with it: [`Permit::refuse_now`].
     ///
     /// # Errors
-    /// [`Denied::Revoked`]
-    pub fn give(&self, permit: &Permit, version: &Version) -> Result<(), Denied> {
-        match self.authority {
-            Authority::Identity => Ok(()),
-            Authority::Policy => {
-                self.not_revoked(permit.opener().uid, permit.path(), Some(version))
-            }
+    /// [`Denied`]
+    pub fn give(&self, permit: &mut Permit, version: &Version) -> Result<(), Denied> {
+        if self.authority == Authority::Identity {
+            return Ok(());
         }
+        if self.edition() == permit.edition() {
+            return self.not_revoked(permit.opener().uid, permit.path(), Some(version));
+        }
+        let path = permit.path().clone();
+        let yes = self.may_read(permit.opener_mut(), &path, Some(version))?;
+        permit.renew(yes.rule, yes.edition);
+        Ok(())
     }
 
     /// Writes down that somebody reads from a handle that was taken away: that stays so when the rules change again.

@@ -21,7 +21,7 @@ impl Bench {
 #[test]
 fn what_is_revoked_is_neither_opened_nor_read_and_the_log_says_revoked() {
     let bench = Bench::new();
-    let held = bench.open(caller(1)).unwrap();
+    let mut held = bench.open(caller(1)).unwrap();
     let target = Target::Secret(path());
     assert_eq!(bench.revoke(target.clone(), None), None);
     let denied = bench.open(caller(1)).unwrap_err();
@@ -33,7 +33,7 @@ fn what_is_revoked_is_neither_opened_nor_read_and_the_log_says_revoked() {
     assert_eq!(command, denied);
     assert!(bench.access.peek(caller(1), &path(), "stat").is_none());
     // What was let in before, and comes with a value now.
-    let denied = bench.access.give(&held, &one()).unwrap_err();
+    let denied = bench.access.give(&mut held, &one()).unwrap_err();
     held.refuse(&denied, Some(one()));
     let why = bench.access.explain(caller(1), &path()).decision;
     assert_eq!(why.unwrap_err(), denied);
@@ -71,9 +71,9 @@ fn what_is_revoked_is_neither_opened_nor_read_and_the_log_says_revoked() {
 fn a_revoked_version_is_refused_once_it_is_known_and_the_others_are_not() {
     let bench = Bench::new();
     bench.revoke(Target::Version(path(), one()), None);
-    let permit = bench.open(caller(1)).unwrap();
-    bench.access.give(&permit, &Version::new("2")).unwrap();
-    let denied = bench.access.give(&permit, &one()).unwrap_err();
+    let mut permit = bench.open(caller(1)).unwrap();
+    bench.access.give(&mut permit, &Version::new("2")).unwrap();
+    let denied = bench.access.give(&mut permit, &one()).unwrap_err();
     permit.refuse_now(&denied, Some(one())).unwrap();
     assert!(bench.access.read(caller(1), &path(), &one()).is_err());
     let newer = Version::new("2");
@@ -150,11 +150,22 @@ fn an_open_handle_is_checked_again_by_what_was_known_of_its_opener() {
 }
 
 #[test]
+fn what_was_fetched_under_rules_that_are_gone_is_given_only_by_those_in_force() {
+    let bench = Bench::new();
+    let mut permit = bench.open(caller(1)).unwrap();
+    bench.access.replace_policy(Policy::default(), 1);
+    let denied = bench.access.give(&mut permit, &one()).unwrap_err();
+    assert_eq!(denied, Denied::Policy(Reason::NoService));
+    permit.refuse_now(&denied, Some(one())).unwrap();
+    assert_eq!(bench.log.lines(), ["1 open s/x denied"]);
+}
+
+#[test]
 fn with_the_identity_in_hand_revocations_are_only_explained() {
     let bench = Bench::with(Authority::Identity, OnFailure::Deny, false);
     bench.revoke(Target::All, None);
-    let permit = bench.open(caller(1)).unwrap();
-    bench.access.give(&permit, &one()).unwrap();
+    let mut permit = bench.open(caller(1)).unwrap();
+    bench.access.give(&mut permit, &one()).unwrap();
     assert_eq!(
         bench.access.recheck(permit.opener(), &path(), &one()),
         Recheck::Allowed

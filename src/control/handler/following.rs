@@ -249,11 +249,13 @@ impl Job<'_> {
         let tree = &self.parts.tree;
         let ask = || tree.access().command(self.caller.clone(), path, action);
         tree.permitted(ask, |places| places.binding(path))
-            .map_err(|denied| {
-                let rule = format!("an `allow` rule of [services.{}]", path.service);
-                self.denied(&denied, &rule)
-            })
+            .map_err(|denied| self.denied(&denied, &reading_rule(path)))
     }
+}
+
+/// The rule that is missing where somebody may not read.
+pub(super) fn reading_rule(path: &SecretPath) -> String {
+    format!("an `allow` rule of [services.{}]", path.service)
 }
 
 /// Ends when something has happened after which the secret may be another one, or its reader not be allowed to read it.

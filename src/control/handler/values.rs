@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::following::reading_rule;
 use super::{Job, Place, answer, backend_failure, failed, settle, store_failure, unwritten};
 use crate::access::Permit;
 use crate::audit::Outcome;
@@ -93,15 +94,16 @@ impl Job<'_> {
         path: &SecretPath,
         version: Option<Version>,
     ) -> Result<Answer, Failure> {
-        let (permit, binding) = self.permit(path, "get")?;
+        let (mut permit, binding) = self.permit(path, "get")?;
         match self.fetch(&permit, binding, version.as_ref()) {
             Ok(Served { generation, stale }) => {
-                // Which version it is was not known before.
-                if let Err(denied) = self.parts.tree.access().give(&permit, &generation.version) {
+                // Which version it is was not known before, and the rules may be others by now.
+                let access = self.parts.tree.access();
+                if let Err(denied) = access.give(&mut permit, &generation.version) {
                     permit
                         .refuse_now(&denied, Some(generation.version.clone()))
                         .map_err(unwritten)?;
-                    return Err(self.denied(&denied, ""));
+                    return Err(self.denied(&denied, &reading_rule(path)));
                 }
                 let outcome = if stale {
                     Outcome::Stale
