@@ -12,7 +12,7 @@ use futures_util::future::{BoxFuture, FutureExt, join, join_all};
 use tokio::sync::{oneshot, watch};
 
 use crate::access::Recheck;
-use crate::backend::{BackendError, Reference};
+use crate::backend::{BackendError, Reference, Version};
 use crate::cache::Generation;
 use crate::config::Reads;
 use crate::events::What;
@@ -322,6 +322,15 @@ impl Tree {
         if let Some(kernel) = self.kernel.get() {
             waiters.into_iter().for_each(|waiter| kernel.wake(waiter));
         }
+    }
+
+    /// True if somebody has this version open.
+    #[must_use]
+    pub fn has_open(&self, path: &SecretPath, version: &Version) -> bool {
+        let files = self.handles.files();
+        files
+            .iter()
+            .any(|(_, file)| file.generation.version == *version && file.pin.node.path == *path)
     }
 
     /// Checks every open handle again, after rules or revocations have changed: what may not be read any more is taken

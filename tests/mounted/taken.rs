@@ -175,6 +175,8 @@ fn one_leaked_version_is_taken_out_of_open_files_and_the_current_one_stays() {
         let new = owner.open(&path).unwrap();
         let refused = daemon.secretfs(&["revoke", &secret, "--version", "2"], b"");
         assert_eq!(refused.code(), 2, "the current one: {refused:?}");
+        let refused = daemon.secretfs(&["revoke", &secret, "--version", "11"], b"");
+        assert_eq!(refused.code(), 3, "no such version: {refused:?}");
         daemon
             .secretfs(&["revoke", &secret, "--version", "1"], b"")
             .expect_ok();

@@ -68,10 +68,17 @@ impl Job<'_> {
             end(Outcome::Absent)?;
             return Err(Failure::new(
                 Kind::Absent,
-                format!(
-                    "no such secret or service: {}: see `secretfs ls`",
-                    target.subject()
-                ),
+                match &target {
+                    Target::Version(path, version) => {
+                        format!("{path} has no version {version}: see `secretfs history {path}`")
+                    }
+                    Target::All | Target::Service(_) | Target::Secret(_) | Target::User(_) => {
+                        format!(
+                            "no such secret or service: {}: see `secretfs ls`",
+                            target.subject()
+                        )
+                    }
+                },
             ));
         }
         access.events().tell(|| What::Revoked {
@@ -201,7 +208,17 @@ impl Job<'_> {
                     || self.parts.cache.has_shown(|path| path.service == *service)
                     || catalogue.defaults().is_some_and(folders)
             }
-            Target::Secret(path) | Target::Version(path, _) => {
+            // A slip of the pen must not look like a value that was taken away. A version that was destroyed may still be open.
+            Target::Version(path, version) => {
+                let binding = catalogue.binding(path);
+                let found = binding.map(|binding| {
+                    let version = self.parts.cache.version(path, &binding, version);
+                    self.runtime.block_on(version.wait())
+                });
+                !matches!(found, None | Some(Err(BackendError::Absent(_))))
+                    || self.parts.tree.has_open(path, version)
+            }
+            Target::Secret(path) => {
                 catalogue.is_bound(path)
                     || self.parts.cache.has_shown(|shown| shown == path)
                     || !matches!(self.newest_version(path), Err(BackendError::Absent(_)))
