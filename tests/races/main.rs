@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use secretfs::access::{Access, Permit};
+use secretfs::backend::Version;
 use secretfs::cache::{Binding, Cache, Times};
 use secretfs::clock::Clock;
 use secretfs::config::accounts::Listed;
@@ -195,7 +196,7 @@ fn no_handle_escapes_who_checks_them_again() {
             shuttle::thread::spawn(move || {
                 let (permit, _) = bench.ask(&tree, 1)?;
                 *handle.lock().unwrap() = true;
-                match tree.access().still(permit) {
+                match tree.access().still(permit, &Version::new("1")) {
                     Ok(permit) => permit.waive(),
                     Err(_) => *handle.lock().unwrap() = false,
                 }
