@@ -1,8 +1,9 @@
 //! What happens to the tree: values that change, names that change hands, handles that are taken away.
 //!
 //! A new generation gets an inode of its own, which the kernel renames over the old one at our request, so that whoever
-//! watches hears of it. Everything here is safe without that rename: an open asks for the current value whatever inode
-//! it comes by. Who waits for the kernel waits for [`KERNEL_DEADLINE`] at most.
+//! watches hears of it, and opens get the value from before until that is done. Everything here is safe without that
+//! rename: who waits for the kernel waits for [`KERNEL_DEADLINE`] at most, and then an open asks for the current value
+//! whatever inode it comes by.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -128,7 +129,7 @@ impl Tree {
         let (made, told) = match &used {
             // Its values are not to come back into memory.
             Some(_) if self.access.is_revoked(path) => {
-                (self.rotate(path, None), rotated(path, None))
+                (self.rotate(path, None), Some(rotated(path, None)))
             }
             Some(node) => match self.newest(path).await {
                 Ok(generation) => {
@@ -138,34 +139,34 @@ impl Tree {
                     }
                     // Also if somebody has found it out, and told of it, before: then it is under way.
                     let made = self.rotate(path, Some(&generation));
-                    if !news {
-                        return made.wait().await;
-                    }
-                    (made, rotated(path, Some(&generation)))
+                    (made, news.then(|| rotated(path, Some(&generation))))
                 }
                 Err(BackendError::Absent(_)) => {
                     node.secret.notice(self.cache.next_number());
-                    (self.remove(path), removed(path))
+                    (self.remove(path), Some(removed(path)))
                 }
                 // Whoever opens it next finds out.
-                Err(_) => (self.rotate(path, None), rotated(path, None)),
+                Err(_) => (self.rotate(path, None), Some(rotated(path, None))),
             },
             None if !watchable && !self.access.events().is_watched() => return,
             None if change == Change::Written || self.exists(path).await => match watchable {
-                true => (self.rotate(path, None), rotated(path, None)),
+                true => (self.rotate(path, None), Some(rotated(path, None))),
                 false => return self.tell(rotated(path, None)),
             },
             None => match watchable {
-                true => (self.remove(path), removed(path)),
+                true => (self.remove(path), Some(removed(path))),
                 false => return self.tell(removed(path)),
             },
         };
         let _ = tokio::time::timeout(KERNEL_DEADLINE, made.wait()).await;
         if let Some(node) = used {
             node.secret.let_go();
+            // Also who was woken when somebody found it out, and slept on because an open still gave the old value.
             self.wake(&node.secret);
         }
-        self.tell(told);
+        if let Some(told) = told {
+            self.tell(told);
+        }
     }
 
     fn tell(&self, what: What) {
