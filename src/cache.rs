@@ -30,7 +30,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use crate::backend::{Backend, BackendError, Reference, Version};
+use crate::backend::{Backend, BackendError, Fetched, Reference, Version};
 use crate::clock::Clock;
 use crate::events::Events;
 use crate::secret::{Name, SecretBytes, SecretPath};
@@ -370,14 +370,7 @@ impl Cache {
         };
         let number = state.shown_number(path, &fetched.version, &reference, number, ours);
         let forever = self.is_announced(binding, &reference);
-        let generation = Arc::new(Generation {
-            number,
-            version: fetched.version,
-            reference,
-            value: fetched.value,
-            description: fetched.description,
-            modified: fetched.modified.unwrap_or_else(|| self.clock.timestamp()),
-        });
+        let generation = self.generation(number, reference, fetched);
         // Who asked before the invalidation may have this value; it must not stay for those who come after (rule 5).
         if ours {
             let kept = Kept {
@@ -392,6 +385,18 @@ impl Cache {
             generation,
             stale: false,
         }))
+    }
+
+    /// What was fetched, as the generation that readers see. Without a time of the backend's it is as old as its fetch.
+    fn generation(&self, number: u64, reference: Reference, fetched: Fetched) -> Arc<Generation> {
+        Arc::new(Generation {
+            number,
+            version: fetched.version,
+            reference,
+            value: fetched.value,
+            description: fetched.description,
+            modified: fetched.modified.unwrap_or_else(|| self.clock.timestamp()),
+        })
     }
 
     fn stale(&self, path: &SecretPath, binding: &Binding) -> Option<Arc<Generation>> {

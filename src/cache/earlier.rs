@@ -73,14 +73,7 @@ impl Cache {
             Some(_) => state.next_number(),
             None => state.number_of(path, &fetched.version, &reference),
         };
-        let generation = Arc::new(Generation {
-            number,
-            version: fetched.version,
-            reference,
-            value: fetched.value,
-            description: fetched.description,
-            modified: fetched.modified.unwrap_or_else(|| self.clock.timestamp()),
-        });
+        let generation = self.generation(number, reference, fetched);
         state.held.remember(path, &generation);
         generation
     }
