@@ -426,8 +426,10 @@ impl SecretNode {
             state.shown = Some(Shown::of(generation));
             state.first.get_or_insert(number);
         }
-        // A superseded inode may stand for one generation after the other: never through the page cache.
+        // A superseded inode may stand for one generation after the other: never through the page cache. Of an empty
+        // file the kernel answers such reads itself, and would after a revocation.
         let paged = cached
+            && length > 0
             && self.view == View::Current
             && !(superseding || outdates || behind || state.superseded || state.barred);
         match state.open.iter_mut().find(|pins| pins.number == number) {

@@ -114,6 +114,22 @@ fn a_revoked_secret_is_gone_from_handles_mappings_and_the_page_cache() {
     }
 }
 
+/// Of an empty file the kernel would answer a read through the page cache itself, with nothing: it would never ask.
+#[test]
+fn a_revoked_empty_value_is_refused_and_not_read_as_empty() {
+    needs!();
+    let daemon = start();
+    let mut owner = daemon.probe(&Who::uid(OWNER));
+    for mode in MODES {
+        daemon.put(&format!("a/{mode}"), b"");
+        let fd = owner.open(&daemon.path("a").join(mode)).unwrap();
+        assert_eq!(owner.pread(fd), Ok(Vec::new()), "{mode}");
+        daemon.secretfs(&["revoke", "a"], b"").expect_ok();
+        assert_eq!(owner.pread(fd), Err(Errno::EACCES), "{mode}");
+        daemon.secretfs(&["unrevoke", "a"], b"").expect_ok();
+    }
+}
+
 /// The other's pages must not become the revoked one's: who still holds a descriptor could splice them.
 #[test]
 fn what_others_read_does_not_come_back_to_whom_it_was_taken_from() {

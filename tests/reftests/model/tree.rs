@@ -242,7 +242,12 @@ impl Model {
                 taken: false,
                 generation: generation.clone(),
                 checked,
-                paged: !checked && is_current && !older && !another && !barred,
+                paged: !checked
+                    && length(generation) > 0
+                    && is_current
+                    && !older
+                    && !another
+                    && !barred,
             });
         }
         self.noticed(node, generation);
