@@ -5,6 +5,7 @@
 //! [`BackendError`]s, which mean different things to a reader and are never mixed up.
 
 use std::fmt;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -56,6 +57,21 @@ pub struct Fetched {
     pub modified: Option<Timestamp>,
     /// What the backend has to say about the secret, for people.
     pub description: Option<String>,
+    /// How long it lives, if the backend made it for us.
+    pub lease: Option<Lease>,
+}
+
+/// How long a dynamic value lives: one that the backend made when it was asked, and that ends.
+///
+/// Reading such a place again makes another value. So it is read again only when this one is about to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// What the backend calls it, to renew or revoke it. A value that only ends, as a certificate does, has none.
+    pub id: Option<String>,
+    /// From when it was given until it ends.
+    pub duration: Duration,
+    /// Whether it can be made to last longer.
+    pub renewable: bool,
 }
 
 /// A place that values come from. Implementations are shared between tasks and keep no lock while they wait.
@@ -86,6 +102,34 @@ pub trait Backend: Send + Sync + fmt::Debug {
         reference: &'a Reference,
         current: &'a Version,
     ) -> BoxFuture<'a, Result<Fetched, BackendError>>;
+
+    /// The version that [`Backend::read`] would give now, asked for without the value: what a poll looks at. `None` where
+    /// only reading tells, as for a dynamic value.
+    ///
+    /// # Errors
+    /// Any [`BackendError`]; [`BackendError::Refused`] if we may read the value and not what is said about it.
+    fn version<'a>(
+        &'a self,
+        reference: &'a Reference,
+    ) -> BoxFuture<'a, Result<Option<Version>, BackendError>>;
+
+    /// Makes a lease last longer, and says for how long from now.
+    ///
+    /// # Errors
+    /// Any [`BackendError`]; [`BackendError::Refused`] or [`BackendError::Absent`] if it has come to its end.
+    fn renew<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<Lease, BackendError>> {
+        let _ = lease;
+        Box::pin(async { Err(BackendError::Unusable("it gives no leases".to_owned())) })
+    }
+
+    /// Ends a lease, and the value's validity with it.
+    ///
+    /// # Errors
+    /// Any [`BackendError`].
+    fn revoke<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), BackendError>> {
+        let _ = lease;
+        Box::pin(async { Err(BackendError::Unusable("it gives no leases".to_owned())) })
+    }
 
     /// The names of the secrets in a folder, without their values. [`BackendError::Absent`] where there is no such folder.
     ///

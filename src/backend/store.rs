@@ -247,6 +247,7 @@ impl Store {
                         version: record.version(),
                         modified: Some(record.created),
                         description: state.index.secret(path)?.description.clone(),
+                        lease: None,
                     });
                 }
                 Err(error) => error,

@@ -51,6 +51,7 @@ struct State {
     weather: Weather,
     reads: usize,
     lists: usize,
+    polls: usize,
     /// Answers are made when they are asked for, and given when they are let go.
     holding: bool,
     held: Vec<Option<oneshot::Sender<()>>>,
@@ -76,6 +77,7 @@ impl Kept {
             version: Version::new(version.to_string()),
             modified: None,
             description: self.description.clone(),
+            lease: None,
         })
     }
 
@@ -170,6 +172,11 @@ impl Faulty {
     /// How often names were asked for.
     pub fn lists(&self) -> usize {
         self.state().lists
+    }
+
+    /// How often a version was asked for.
+    pub fn polls(&self) -> usize {
+        self.state().polls
     }
 
     /// From now on answers wait until they are let go.
@@ -267,6 +274,20 @@ impl Backend for Faulty {
             kept.and_then(|kept| kept.before(current))
         };
         self.answer(found.ok_or_else(|| BackendError::Absent(reference.to_string())))
+    }
+
+    fn version<'a>(
+        &'a self,
+        reference: &'a Reference,
+    ) -> BoxFuture<'a, Result<Option<Version>, BackendError>> {
+        let found = {
+            let mut state = self.state();
+            state.polls += 1;
+            let kept = state.values.get(&reference.path);
+            kept.and_then(|kept| kept.read(reference.version.as_ref()))
+        };
+        let absent = || BackendError::Absent(reference.to_string());
+        self.answer(found.map(|found| Some(found.version)).ok_or_else(absent))
     }
 
     fn list<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<Name>, BackendError>> {

@@ -44,6 +44,24 @@ impl Backend for Store {
         })
     }
 
+    fn version<'a>(
+        &'a self,
+        reference: &'a Reference,
+    ) -> BoxFuture<'a, Result<Option<Version>, BackendError>> {
+        Box::pin(async move {
+            let path = place(reference)?;
+            let kept = self.history(&path)?;
+            let version = match &reference.version {
+                None => kept.first(),
+                Some(named) => kept.iter().find(|kept| kept.version == *named),
+            };
+            match version {
+                Some(found) => Ok(Some(found.version.clone())),
+                None => Err(BackendError::Absent(reference.to_string())),
+            }
+        })
+    }
+
     fn list<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<Name>, BackendError>> {
         Box::pin(async move {
             let names = folder.parse().map(|service| self.names(&service));
