@@ -14,6 +14,7 @@ use crate::secret::{Name, SecretBytes};
 
 pub mod reference;
 pub mod store;
+pub mod vault;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -170,6 +171,9 @@ pub enum BackendError {
     Unusable(String),
 }
 
+/// The field that stands for the whole of a record: raw where `value` is its only member, else as JSON.
+pub const WHOLE: &str = ".";
+
 /// The member `field` of a value that is a JSON object: a string raw, anything else as JSON.
 ///
 /// # Errors
@@ -178,6 +182,11 @@ pub enum BackendError {
 pub fn field(value: &SecretBytes, field: &str) -> Result<SecretBytes, BackendError> {
     let record: Record = serde_json::from_slice(value.expose())
         .map_err(|_| BackendError::Unusable(format!("#{field}: the value is not a JSON object")))?;
+    let field = match (field, &record.0[..]) {
+        (WHOLE, [(only, _)]) if only == "value" => "value",
+        (WHOLE, _) => return Ok(SecretBytes::new(value.expose().to_vec())),
+        _ => field,
+    };
     let Some((_, member)) = record.0.into_iter().find(|(name, _)| name == field) else {
         return Err(BackendError::Absent(format!(
             "#{field}: the record has no such field"

@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::backend::Reference;
+use crate::backend::{Reference, WHOLE, vault};
 use crate::secret::Name;
 use crate::sys::{Gid, Uid};
 
@@ -89,6 +89,16 @@ impl Config {
         accounts: &dyn Accounts,
     ) -> Result<Self, ConfigErrors> {
         check::config(text, file, accounts)
+    }
+
+    /// The embedded stores.
+    pub fn stores(&self) -> impl Iterator<Item = (&Name, &StoreConfig)> {
+        self.backends
+            .iter()
+            .filter_map(|(name, backend)| match backend {
+                BackendConfig::Store(store) => Some((name, store)),
+                BackendConfig::Vault(_) => None,
+            })
     }
 
     /// Where the config stands if nobody says otherwise: `$SECRETFS_CONFIG`, else `/etc/secretfs/config.toml` for root,
@@ -215,6 +225,8 @@ pub struct Account {
 pub enum BackendConfig {
     /// `type = "store"`: the embedded store.
     Store(StoreConfig),
+    /// `type = "vault"`: HashiCorp Vault or OpenBao.
+    Vault(vault::Settings),
 }
 
 /// The embedded store.
@@ -231,8 +243,21 @@ pub struct StoreConfig {
 pub struct Source {
     /// The backend.
     pub backend: Name,
-    /// The folder in it.
+    /// The folder in it, or the record.
     pub folder: String,
+    /// What is in it.
+    pub shape: Shape,
+}
+
+/// What the secrets of a source are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Values of a folder.
+    Secrets,
+    /// Records of a folder: shown raw where `value` is the only field, else as JSON.
+    Records,
+    /// Fields of one record.
+    Fields,
 }
 
 impl Source {
@@ -240,7 +265,18 @@ impl Source {
     #[must_use]
     pub fn reference(&self, name: &Name) -> Reference {
         let folder = self.folder.trim_end_matches('/');
-        Reference::new(self.backend.clone(), format!("{folder}/{name}"))
+        let below = || Reference::new(self.backend.clone(), format!("{folder}/{name}"));
+        match self.shape {
+            Shape::Secrets => below(),
+            Shape::Records => Reference {
+                field: Some(WHOLE.to_owned()),
+                ..below()
+            },
+            Shape::Fields => Reference {
+                field: Some(name.to_string()),
+                ..Reference::new(self.backend.clone(), folder)
+            },
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use sd_notify::NotifyState;
 
 use crate::backend::store::identity;
 use crate::clock::Clock;
-use crate::config::{BackendConfig, Config};
+use crate::config::Config;
 use crate::control;
 use crate::sys::{SecretMemory, Uid};
 
@@ -527,9 +527,8 @@ fn pid(child: &Child) -> Pid {
 }
 
 fn stores(config: &Config) -> impl Iterator<Item = (String, Option<&Path>)> {
-    config.backends.iter().map(|(name, backend)| match backend {
-        BackendConfig::Store(store) => (name.to_string(), store.identity.as_deref()),
-    })
+    let stores = config.stores();
+    stores.map(|(name, store)| (name.to_string(), store.identity.as_deref()))
 }
 
 fn keys(config: &Config) -> Result<Vec<(String, SecretMemory)>, KeeperError> {

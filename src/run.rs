@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use nix::sys::signal::SigSet;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,6 +24,7 @@ use crate::audit::{Audit, AuditError};
 use crate::backend::Backend;
 use crate::backend::store::identity::{self, Identity, IdentityError, Prompt, Protection};
 use crate::backend::store::{Store, StoreError};
+use crate::backend::vault::Vault;
 use crate::cache::{Cache, Times};
 use crate::caller::procfs::Procfs;
 use crate::clock::Clock;
@@ -67,6 +69,16 @@ pub enum RunError {
     /// A store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Another backend cannot be set up.
+    #[error("{}: backends.{name}: {why}", .file.display())]
+    Backend {
+        /// The config.
+        file: PathBuf,
+        /// Which.
+        name: Name,
+        /// Why, and what to do about it.
+        why: String,
+    },
     /// The audit log cannot be written.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -93,7 +105,7 @@ impl RunError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) => 2,
+            Self::Config(_) | Self::Backend { .. } => 2,
             Self::Identity(_)
             | Self::Store(_)
             | Self::Audit(_)
@@ -171,6 +183,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let session = session.map_err(RunError::system("the FUSE session"))?;
     let audit = wired.audit.clone();
     let lookup = Arc::new(Procfs::default());
+    let vaults = wired.vaults.clone();
     let handler = Arc::new(wired.handler(Some(running.clone())));
     let listener = UnixListener::from(inherited.control);
     let served = runtime.block_on(async {
@@ -189,6 +202,9 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
             Limits::default(),
             shutdown,
         ));
+        for vault in vaults.clone() {
+            tokio::spawn(async move { vault.keep().await });
+        }
         let (watching, looking) = (Arc::clone(&running), Arc::clone(&running));
         tokio::spawn(async move {
             watch::run(&watching.file(), watching.watched(), || looking.look()).await;
@@ -208,6 +224,8 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         };
         drop(end);
         let _ = tokio::time::timeout(DRAIN, control).await;
+        let ends = join_all(vaults.iter().map(Vault::end));
+        let _ = tokio::time::timeout(DRAIN, ends).await;
         why
     });
     if let Err(error) = audit.close(DRAIN) {
@@ -239,7 +257,7 @@ pub fn direct(config: &Config, prompt: &Prompt, clock: &Clock) -> Result<Handler
             Store::open(&store.path, identity, clock.clone())?,
         ))
     };
-    let stores = stores(config).map(open).collect::<Result<_, RunError>>()?;
+    let stores = config.stores().map(open).collect::<Result<_, RunError>>()?;
     // No generation that a command sees outlives it, so it counts from the start.
     let wired = Wired::new(config, stores, Authority::Identity, 0, clock)?;
     // Nothing is denied by them here, but `status` and `explain` show them. What the daemon could not start with is no
@@ -269,6 +287,7 @@ struct Wired {
     cache: Arc<Cache>,
     tree: Arc<Tree>,
     stores: BTreeMap<Name, Store>,
+    vaults: Vec<Vault>,
     audit: Audit,
     parts: AuditParts,
     unknown: Vec<String>,
@@ -309,7 +328,11 @@ impl Wired {
         let backend = |(name, store): (&Name, &Store)| -> (Name, Arc<dyn Backend>) {
             (name.clone(), Arc::new(store.clone()))
         };
-        let backends: HashMap<Name, Arc<dyn Backend>> = stores.iter().map(backend).collect();
+        let mut backends: HashMap<Name, Arc<dyn Backend>> = stores.iter().map(backend).collect();
+        let vaults = vaults(config, clock)?;
+        for (name, vault) in &vaults {
+            backends.insert(name.clone(), Arc::new(vault.clone()));
+        }
         let cache = Cache::new(backends, times(config), epoch, clock.clone());
         let cache = Arc::new(cache.with_events(events));
         let catalogue = Catalogue::new(config, &System);
@@ -323,6 +346,7 @@ impl Wired {
             cache,
             tree,
             stores,
+            vaults: vaults.into_values().collect(),
             audit,
             parts,
             unknown,
@@ -352,10 +376,21 @@ fn times(config: &Config) -> Times {
     }
 }
 
-fn stores(config: &Config) -> impl Iterator<Item = (&Name, &StoreConfig)> {
-    config.backends.iter().map(|(name, backend)| match backend {
-        BackendConfig::Store(store) => (name, store),
-    })
+fn vaults(config: &Config, clock: &Clock) -> Result<BTreeMap<Name, Vault>, RunError> {
+    let env = |name: &str| std::env::var(name).ok();
+    let vault = |(name, backend): (&Name, &BackendConfig)| match backend {
+        BackendConfig::Store(_) => None,
+        BackendConfig::Vault(settings) => {
+            let vault = Vault::new(settings, &env, clock.clone());
+            let wrong = |why| RunError::Backend {
+                file: config.file.clone(),
+                name: name.clone(),
+                why,
+            };
+            Some(vault.map(|vault| (name.clone(), vault)).map_err(wrong))
+        }
+    };
+    config.backends.iter().filter_map(vault).collect()
 }
 
 fn open_stores(
@@ -374,7 +409,7 @@ fn open_stores(
             open_store(store, &place, file.into(), memory.as_ref(), clock)?,
         ))
     };
-    stores(config).map(open).collect()
+    config.stores().map(open).collect()
 }
 
 /// Opens a store with the identity that the keeper passed. What somebody had to open by hand for an earlier server is

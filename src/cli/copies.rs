@@ -7,7 +7,7 @@ use crate::backend::store::{
 };
 use crate::cli::input;
 use crate::cli::session::{Session, understand};
-use crate::config::{BackendConfig, StoreConfig, edit};
+use crate::config::{StoreConfig, edit};
 use crate::control::answers::Stored;
 use crate::control::client::Upload;
 use crate::control::{Failure, Kind, Request};
@@ -190,14 +190,8 @@ pub(crate) fn named(backend: Option<String>) -> Result<Option<Name>, Failure> {
 }
 
 fn store_of(session: &Session, name: Option<Name>) -> Result<(Name, StoreConfig), Failure> {
-    let mut stores = session
-        .config
-        .backends
-        .iter()
-        .map(|(name, backend)| match backend {
-            BackendConfig::Store(store) => (name, store),
-        })
-        .filter(|(each, _)| name.as_ref().is_none_or(|name| name == *each));
+    let stores = session.config.stores();
+    let mut stores = stores.filter(|(each, _)| name.as_ref().is_none_or(|name| name == *each));
     match (stores.next(), stores.next()) {
         (Some((name, store)), None) => Ok((name.clone(), store.clone())),
         (Some(_), Some(_)) => Err(Failure::usage(

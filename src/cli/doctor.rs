@@ -9,7 +9,7 @@ use crate::backend::store::{Identity, IdentityError, Prompt, Store, identity};
 use crate::cli::output::{Mood, Output, Progress, plain};
 use crate::cli::session::Session;
 use crate::clock::Clock;
-use crate::config::{BackendConfig, Config, StoreConfig, accounts};
+use crate::config::{Config, StoreConfig, accounts};
 use crate::control::answers::{Check, Health};
 use crate::control::{Failure, Request};
 use crate::keeper::mountpoint::{self, Mountpoint, others_allowed};
@@ -123,13 +123,9 @@ fn machine() -> Vec<Check> {
 
 /// What the config and the files that it names are like.
 fn configured(config: &Config, checks: &mut Vec<Check>) {
-    for (name, backend) in &config.backends {
-        match backend {
-            BackendConfig::Store(store) => {
-                checks.push(identity_check(name, store));
-                checks.extend(exposed(name, store));
-            }
-        }
+    for (name, store) in config.stores() {
+        checks.push(identity_check(name, store));
+        checks.extend(exposed(name, store));
     }
     // A mount whose daemon is gone cannot be looked at, and is judged elsewhere.
     if fs::metadata(&config.mount).is_ok_and(|mount| !mount.is_dir()) {
@@ -275,13 +271,9 @@ fn mend(session: &mut Session, checks: &mut Vec<Check>) -> Result<(), Failure> {
             "another command uses the store: try again when it is done",
         ));
     };
-    for (name, backend) in &session.config.backends {
-        match backend {
-            BackendConfig::Store(store) => {
-                let progress = Progress::new(&session.clock);
-                mend_store(name, store, &progress, checks)?;
-            }
-        }
+    for (name, store) in session.config.stores() {
+        let progress = Progress::new(&session.clock);
+        mend_store(name, store, &progress, checks)?;
     }
     Ok(())
 }

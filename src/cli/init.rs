@@ -17,9 +17,7 @@ use crate::cli::session::Session;
 use crate::cli::wrong_config;
 use crate::clock::Clock;
 use crate::config::template::{self, Places};
-use crate::config::{
-    self, Account, Accounts, AuditTarget, BackendConfig, Config, StoreConfig, accounts,
-};
+use crate::config::{self, Account, Accounts, AuditTarget, Config, StoreConfig, accounts};
 use crate::control::{Failure, Kind};
 use crate::sys::{Gid, Tid, Uid};
 
@@ -161,13 +159,9 @@ fn make(dir: Option<&Path>, config: Option<&Path>, clock: &Clock) -> Result<Init
     let owner = config.user.clone().filter(|_| root);
 
     let mut key = None;
-    for backend in config.backends.values() {
-        match backend {
-            BackendConfig::Store(store) => {
-                let opened = make_store(store, owner.as_ref(), clock, &mut made)?;
-                key = key.or(opened.map(|store| store.audit_key()));
-            }
-        }
+    for (_, store) in config.stores() {
+        let opened = make_store(store, owner.as_ref(), clock, &mut made)?;
+        key = key.or(opened.map(|store| store.audit_key()));
     }
     folder(&config.state, 0o700, owner.as_ref())?;
     folder(&config.runtime, 0o755, None)?;

@@ -300,7 +300,7 @@ pub fn understand<T: DeserializeOwned>(json: serde_json::Value) -> Result<T, Fai
 #[must_use]
 pub fn run_failure(error: &RunError) -> Failure {
     let kind = match error {
-        RunError::Config(_) => Kind::Usage,
+        RunError::Config(_) | RunError::Backend { .. } => Kind::Usage,
         RunError::Identity(_) | RunError::Store(_) => Kind::Unavailable,
         RunError::Audit(_) | RunError::File { .. } | RunError::System { .. } => Kind::Failed,
     };

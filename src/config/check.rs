@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use crate::backend::Reference;
 use crate::config::accounts::Accounts;
+use crate::config::check::backends::backend;
 use crate::config::check::rules::{rules, single_id};
 use crate::config::file::{Item, Report, Section};
 use crate::config::values::{self, ValueError};
 use crate::config::{
     Account, AuditConfig, AuditTarget, BackendConfig, CacheConfig, Config, ConfigErrors,
-    DefaultsConfig, OnFailure, Reads, SecretConfig, ServiceConfig, Source, StoreConfig,
+    DefaultsConfig, OnFailure, Reads, SecretConfig, ServiceConfig, Shape, Source,
 };
 use crate::secret::{Name, SecretPath};
 
+mod backends;
 mod rules;
 
 /// The longest deadline: a reader that waits cannot be killed meanwhile.
@@ -31,7 +33,27 @@ mod keys {
         "cache", "audit",
     ];
     pub(super) const STORE: &[&str] = &["type", "path", "identity"];
-    pub(super) const IDENTITY: &[&str] = &["file"];
+    pub(super) const FILE: &[&str] = &["file"];
+    pub(super) const VAULT: &[&str] = &[
+        "type",
+        "address",
+        "ca",
+        "client",
+        "namespace",
+        "poll",
+        "auth",
+    ];
+    pub(super) const CLIENT: &[&str] = &["certificate", "key"];
+    pub(super) const AUTH: &[&str] = &[
+        "method",
+        "mount",
+        "file",
+        "role_id",
+        "secret_id",
+        "role",
+        "jwt",
+    ];
+    pub(super) const SECRET_ID: &[&str] = &["file", "wrapped"];
     pub(super) const SERVICE: &[&str] = &["source", "allow", "manage", "secrets"];
     pub(super) const SECRET: &[&str] = &[
         "from",
@@ -131,11 +153,11 @@ fn places(top: &Section<'_>, config: &Config) {
         ("`state`".to_owned(), &config.state),
     ];
     for (name, backend) in &config.backends {
-        let BackendConfig::Store(store) = backend;
-        needed.push((format!("`backends.{name}.path`"), &store.path));
-        if let Some(identity) = &store.identity {
-            needed.push((format!("`backends.{name}.identity`"), identity));
-        }
+        needed.extend(
+            backends::files(backend)
+                .into_iter()
+                .map(|(key, path)| (format!("`backends.{name}.{key}`"), path)),
+        );
     }
     if let AuditTarget::File(path) = &config.audit.target {
         needed.push(("`audit.path`".to_owned(), path));
@@ -150,43 +172,6 @@ fn places(top: &Section<'_>, config: &Config) {
             }
         }
     }
-}
-
-/// `None` for a backend that is wrong, and told; it is defined all the same.
-fn backend(item: &Item<'_>) -> Option<BackendConfig> {
-    // The type decides which keys are known, so it is looked at before them.
-    let Some(kind) = item.peek("type") else {
-        if item.must_be_table() {
-            item.fail("`type` is missing: write type = \"store\"");
-        }
-        return None;
-    };
-    if kind.text("a backend's type, as in \"store\"")? != "store" {
-        kind.fail("no such type of backend: known are \"store\"");
-        return None;
-    }
-    let section = item.section(keys::STORE)?;
-    let path = section
-        .need("path", "\"/var/lib/secretfs/store.age\"")
-        .and_then(|item| path(&item));
-    let identity = section.get("identity").map(|item| {
-        let file = item.section(keys::IDENTITY)?;
-        let file = file.need("file", "\"/etc/secretfs/identity.txt\"")?;
-        self::path(&file)
-    });
-    if let Some(path) = &path
-        && path.extension().is_some_and(|end| end == "d")
-    {
-        section
-            .fail("`path` must not end in `.d`, as the folder of the values does: write \"….age\"");
-    }
-    Some(BackendConfig::Store(StoreConfig {
-        path: path?,
-        identity: match identity {
-            Some(identity) => Some(identity?),
-            None => None,
-        },
-    }))
 }
 
 /// What is defined, and as what.
@@ -230,12 +215,19 @@ fn folder(item: &Item<'_>, backends: &Backends) -> Option<Source> {
         item.fail("a source is a whole folder: leave `?…`, `#…` and `@…` out");
     }
     let folder = reference.path.trim_end_matches('/');
-    if is_store(item, &reference.backend, backends) && folder.parse::<Name>().is_err() {
+    let store = is_store(item, &reference.backend, backends);
+    if store && folder.parse::<Name>().is_err() {
         item.fail("a store has folders of one level: write \"BACKEND:FOLDER\" with a service's name as folder");
     }
+    let shape = match (store, reference.path.ends_with('/')) {
+        (true, _) => Shape::Secrets,
+        (false, true) => Shape::Records,
+        (false, false) => Shape::Fields,
+    };
     Some(Source {
         backend: reference.backend,
         folder: reference.path,
+        shape,
     })
 }
 
@@ -318,7 +310,7 @@ fn reference(item: &Item<'_>) -> Option<Reference> {
 fn is_store(item: &Item<'_>, name: &Name, backends: &Backends) -> bool {
     match backends.get(name) {
         Some(Some(BackendConfig::Store(_))) => true,
-        Some(None) => false,
+        Some(Some(BackendConfig::Vault(_)) | None) => false,
         None => {
             item.fail(no_backend(backends));
             false
@@ -344,7 +336,9 @@ fn defaults(item: &Item<'_>, backends: &Backends) -> Option<DefaultsConfig> {
     let name = source.text("the name of a backend, as in \"local\"")?;
     match name.parse() {
         Ok(name) => {
-            is_store(&source, &name, backends);
+            if !is_store(&source, &name, backends) && matches!(backends.get(&name), Some(Some(_))) {
+                source.fail("only the folders of a store are services by themselves: give each service of another backend a section [services.NAME] with a `source`");
+            }
             Some(DefaultsConfig {
                 source: name,
                 allow,

@@ -15,7 +15,7 @@ use toml_edit::{DocumentMut, Item, Table, TableLike, value};
 
 use crate::config::edit::rules::{add, show, take};
 use crate::config::{
-    Accounts, Config, ConfigErrors, RuleSpec, ServiceConfig, Source, accounts, open,
+    Accounts, Config, ConfigErrors, RuleSpec, ServiceConfig, Shape, Source, accounts, open,
 };
 use crate::secret::Name;
 
@@ -149,8 +149,8 @@ fn section<'c>(config: &'c mut Config, name: &Name) -> Option<&'c mut ServiceCon
         let (backend, allow) = match &config.defaults {
             Some(defaults) => (defaults.source.clone(), defaults.allow.clone()),
             None => {
-                let mut backends = config.backends.keys();
-                let (Some(only), None) = (backends.next(), backends.next()) else {
+                let mut stores = config.stores();
+                let (Some((only, _)), None) = (stores.next(), stores.next()) else {
                     return None;
                 };
                 (only.clone(), Vec::new())
@@ -159,6 +159,7 @@ fn section<'c>(config: &'c mut Config, name: &Name) -> Option<&'c mut ServiceCon
         let source = Source {
             backend,
             folder: name.to_string(),
+            shape: Shape::Secrets,
         };
         let section = ServiceConfig {
             source: Some(source),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::backend::Reference;
 use crate::cache::Binding;
 use crate::config::accounts::Accounts;
-use crate::config::{Config, Reads, SecretConfig, Source};
+use crate::config::{Config, Reads, SecretConfig, Shape, Source};
 use crate::secret::{Name, SecretPath};
 use crate::sys::{Gid, Uid};
 
@@ -231,6 +231,22 @@ impl Catalogue {
             paths.push(path);
         }
         paths
+    }
+
+    /// The services whose secrets are the fields of the record at this reference's place, unless they are bound.
+    #[must_use]
+    pub fn services_from(&self, changed: &Reference) -> Vec<&Name> {
+        let fields = |service: &Service| {
+            let source = service.source.as_ref();
+            source.is_some_and(|source| {
+                source.shape == Shape::Fields
+                    && source.backend == changed.backend
+                    && source.folder.trim_end_matches('/') == changed.path
+            })
+        };
+        let services = self.services.iter();
+        let services = services.filter(|(_, service)| fields(service));
+        services.map(|(name, _)| name).collect()
     }
 
     /// How a secret looks.

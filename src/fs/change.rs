@@ -61,6 +61,12 @@ impl Tree {
         for reference in &references {
             // Each that may show it, not only those that have: one may be on its way.
             paths.extend(catalogue.paths_from(reference));
+            let services = catalogue.services_from(reference);
+            if !services.is_empty() {
+                let mut known = self.inodes.known();
+                known.retain(|path| services.contains(&&path.service) && !catalogue.is_bound(path));
+                paths.append(&mut known);
+            }
         }
         let shown = paths.iter().filter_map(|path| self.shown(path)).collect();
         for reference in references {

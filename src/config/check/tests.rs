@@ -1,6 +1,7 @@
 //! Every mistake that a config can hold, and what is said about it.
 
 use super::*;
+use crate::backend::vault::settings::{Method, Settings};
 use crate::config::{ConfigErrors, IdSpec, accounts};
 use crate::sys::{Gid, Uid};
 
@@ -134,7 +135,10 @@ fn the_example_is_a_config_and_shows_every_key() {
     for (path, keys) in [
         ("", keys::TOP),
         ("backends.local", keys::STORE),
-        ("backends.local.identity", keys::IDENTITY),
+        ("backends.local.identity", keys::FILE),
+        ("backends.vault", keys::VAULT),
+        ("backends.vault.client", keys::CLIENT),
+        ("backends.vault.auth.secret_id", keys::SECRET_ID),
         ("services.billing", keys::SERVICE),
         ("services.billing.secrets.tls-key", keys::SECRET),
         ("defaults", keys::DEFAULTS),
@@ -146,11 +150,87 @@ fn the_example_is_a_config_and_shows_every_key() {
             assert!(section.get(key).is_some(), "{path}.{key}");
         }
     }
+    for key in keys::AUTH {
+        assert!(text.contains(&format!("{key} = ")), "{key}");
+    }
     let rules = at("services.billing.allow");
     let rules = rules.as_array().unwrap();
     for key in keys::RULE {
         assert!(rules.iter().any(|rule| rule.get(key).is_some()), "{key}");
     }
+}
+
+#[test]
+fn a_server_is_reached_and_signed_in_to_as_the_config_says() {
+    let vault = |section: &str| {
+        let config = parse(&format!("[backends.vault]\ntype = \"vault\"\n{section}")).unwrap();
+        match config.backends.into_values().next() {
+            Some(BackendConfig::Vault(settings)) => settings,
+            other => panic!("{other:?}"),
+        }
+    };
+    let bare = vault("");
+    assert_eq!(bare.auth, Method::Token { file: None });
+    assert_eq!((bare.address, bare.poll), (None, Settings::POLL));
+    let given = vault("address = \"https://v.example:8200/\"\nnamespace = \"a/\"\npoll = \"0\"");
+    assert_eq!(given.address.as_deref(), Some("https://v.example:8200"));
+    assert_eq!(given.namespace.as_deref(), Some("a"));
+    assert_eq!(given.poll, Duration::ZERO);
+    let file = |path: &str| PathBuf::from(path);
+    for (auth, expected) in [
+        (
+            r#"{ method = "token", file = "/t" }"#,
+            Method::Token {
+                file: Some(file("/t")),
+            },
+        ),
+        (
+            r#"{ method = "approle", mount = "a/b/", role_id = "r", secret_id = { file = "/s", wrapped = true } }"#,
+            Method::AppRole {
+                mount: "a/b".into(),
+                role_id: "r".into(),
+                secret_id: file("/s"),
+                wrapped: true,
+            },
+        ),
+        (
+            r#"{ method = "jwt", jwt = { file = "/j" } }"#,
+            Method::Jwt {
+                mount: "jwt".into(),
+                role: None,
+                jwt: file("/j"),
+            },
+        ),
+        (
+            r#"{ method = "kubernetes", role = "r" }"#,
+            Method::Jwt {
+                mount: "kubernetes".into(),
+                role: Some("r".into()),
+                jwt: file("/var/run/secrets/kubernetes.io/serviceaccount/token"),
+            },
+        ),
+    ] {
+        assert_eq!(vault(&format!("auth = {auth}")).auth, expected, "{auth}");
+    }
+    let cert = "auth = { method = \"cert\" }\nclient = { certificate = \"/c\", key = \"/k\" }";
+    let Method::Certificate { mount, role: None } = vault(cert).auth else {
+        panic!("{cert}");
+    };
+    assert_eq!(mount, "cert");
+}
+
+#[test]
+fn what_a_server_has_is_a_record_s_fields_or_the_records_of_a_folder() {
+    let config = parse(
+        "[backends.v]\ntype = \"vault\"\n[services.a]\nsource = \"v:secret/a\"\n[services.b]\nsource = \"v:secret/b/\"",
+    )
+    .unwrap();
+    let reference = |service: &str| {
+        let source = config.services[service].source.clone();
+        source.unwrap().reference(&"x".parse().unwrap()).to_string()
+    };
+    assert_eq!(reference("a"), "v:secret/a#x");
+    assert_eq!(reference("b"), "v:secret/b/x#.");
 }
 
 /// What stands after the store, and what the error must say: line, key and mend.
@@ -168,6 +248,38 @@ const WRONG: &[(&str, &str)] = &[
         "c.toml:4: offline: unknown key: known here are",
     ),
     ("[cache]\n\"a b\\n\" = 1", "cache.\"a b\\n\": unknown key"),
+    (
+        "[backends.v]\ntype = \"vault\"\naddress = \"http://v.example\"",
+        "c.toml:6: backends.v.address: `address` without TLS would send the token",
+    ),
+    (
+        "[backends.v]\ntype = \"vault\"\ntoken = \"hvs.x\"",
+        "c.toml:6: backends.v.token: unknown key",
+    ),
+    (
+        "[backends.v]\ntype = \"vault\"\nauth = { method = \"ldap\" }",
+        "backends.v.auth.method: no such way to sign in",
+    ),
+    (
+        "[backends.v]\ntype = \"vault\"\nauth = { method = \"token\", role = \"x\" }",
+        "backends.v.auth.role: method = \"token\" does not take it: it takes `file`",
+    ),
+    (
+        "[backends.v]\ntype = \"vault\"\nauth = { method = \"approle\", role_id = \"x\" }",
+        "backends.v.auth: `secret_id` is missing",
+    ),
+    (
+        "[backends.v]\ntype = \"vault\"\nauth = { method = \"kubernetes\" }",
+        "backends.v.auth: `role` is missing",
+    ),
+    (
+        "[backends.v]\ntype = \"vault\"\nauth = { method = \"cert\" }",
+        "c.toml:4: backends.v: signing in by certificate needs one",
+    ),
+    (
+        "[backends.v]\ntype = \"vault\"\n[defaults]\nsource = \"v\"",
+        "defaults.source: only the folders of a store are services by themselves",
+    ),
     ("[cache", "c.toml:4: not TOML: "),
     ("cache = 1\ncache = 2", "not TOML: duplicate key"),
     ("[services]\nb = 1", "c.toml:5: services.b: write a table"),
@@ -341,7 +453,7 @@ const WRONG: &[(&str, &str)] = &[
         "c.toml:4: backends.b: `type` is missing",
     ),
     (
-        "[backends.b]\ntype = \"vault\"\naddress = \"x\"",
+        "[backends.b]\ntype = \"volt\"\naddress = \"x\"",
         "c.toml:5: backends.b.type: no such type of backend: known are \"store\"",
     ),
     (

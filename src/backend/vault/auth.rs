@@ -1,0 +1,469 @@
+//! Signing in, and staying signed in.
+//!
+//! There is one token for an identity. Whoever finds none signs in, and the others wait for it; a sign-in that was
+//! refused is not tried again for a while. At two thirds of its life a token is renewed, and replaced where that is not
+//! possible: what was leased with it ends with it.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+use vaultrs::api::auth::approle::requests::LoginWithApproleRequest;
+use vaultrs::api::auth::oidc::requests::JWTLoginRequest;
+use vaultrs::api::token::requests::{
+    LookupTokenSelfRequest, RenewTokenSelfRequest, RevokeTokenSelfRequest,
+};
+use zeroize::Zeroizing;
+
+use super::endpoint::Logical;
+use super::http::{Http, Reply, either, file};
+use super::reply::{self, SignedIn};
+use super::settings::Method;
+use crate::backend::BackendError;
+use crate::clock::Clock;
+use crate::secret::SecretBytes;
+
+/// How long a refused sign-in is not tried again.
+const REFUSED_FOR: Duration = Duration::from_secs(5);
+
+/// How often, at most, a token is replaced that the server holds to be good but refuses something: its rights may be
+/// others after a sign-in, and mostly are not.
+const REPLACED_EVERY: Duration = Duration::from_secs(60);
+
+/// How often it is looked at a token that nobody knows the life of.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// A token, and how long it lives.
+pub(super) struct Token {
+    pub(super) header: HeaderValue,
+    made: Instant,
+    /// Until when it is good; `None` if it does not end, or nobody knows.
+    ends: Option<Instant>,
+    /// From when on it is to be renewed or replaced.
+    due: Option<Instant>,
+    renewable: bool,
+    /// We signed in for it, so it is ours to end.
+    ours: bool,
+    /// What its file was like.
+    print: Option<Print>,
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(redacted)")
+    }
+}
+
+/// What a file is recognised by.
+type Print = (u64, i64, i64, u64);
+
+fn print(path: &Path) -> Option<Print> {
+    let file = fs::metadata(path).ok()?;
+    Some((file.ino(), file.mtime(), file.mtime_nsec(), file.len()))
+}
+
+/// Who we are to a server.
+#[derive(Debug)]
+pub(super) struct Auth {
+    method: Method,
+    /// From the environment, where the method is a token and no file is named.
+    given: Option<SecretBytes>,
+    clock: Clock,
+    token: Mutex<Option<Arc<Token>>>,
+    /// Whose turn it is to sign in.
+    turn: tokio::sync::Mutex<Turn>,
+}
+
+#[derive(Debug, Default)]
+struct Turn {
+    refused: Option<(Instant, BackendError)>,
+    /// What was unwrapped, and what the file was like that it came from: it can be unwrapped only once.
+    unwrapped: Option<(Print, SecretBytes)>,
+}
+
+impl Auth {
+    /// Nobody yet. `env` gives a variable of the environment.
+    pub(super) fn new(method: Method, env: &dyn Fn(&str) -> Option<String>, clock: Clock) -> Self {
+        let given = match &method {
+            Method::Token { file: None } => either(env, "TOKEN").map(Zeroizing::new),
+            Method::Token { file: Some(_) }
+            | Method::AppRole { .. }
+            | Method::Jwt { .. }
+            | Method::Certificate { .. } => None,
+        };
+        Self {
+            method,
+            given: given.map(|token| SecretBytes::new(token.as_bytes().to_vec())),
+            clock,
+            token: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// The token, after signing in if need be.
+    ///
+    /// # Errors
+    /// [`BackendError::Refused`] if the server does not let us in; what else became of the request.
+    pub(super) async fn token(&self, http: &Http) -> Result<Arc<Token>, BackendError> {
+        if let Some(token) = self.good() {
+            return Ok(token);
+        }
+        let mut turn = self.turn.lock().await;
+        match self.good() {
+            Some(token) => Ok(token),
+            None => self.replace(http, &mut turn).await,
+        }
+    }
+
+    /// Another token than the one that was refused; `None` if there is none to be had.
+    ///
+    /// # Errors
+    /// As [`Auth::token`].
+    pub(super) async fn another(
+        &self,
+        http: &Http,
+        refused: &Arc<Token>,
+    ) -> Result<Option<Arc<Token>>, BackendError> {
+        let mut turn = self.turn.lock().await;
+        if let Some(token) = self.good().filter(|token| !Arc::ptr_eq(token, refused)) {
+            return Ok(Some(token));
+        }
+        let good = match http
+            .ask(LookupTokenSelfRequest {}, Some(&refused.header))
+            .await
+        {
+            Ok(reply) => !reply.is_refusal(),
+            Err(error) => return Err(error),
+        };
+        let age = self.clock.now().saturating_duration_since(refused.made);
+        if good && (age < REPLACED_EVERY || !refused.ours) {
+            return Ok(None);
+        }
+        if let Method::Token { .. } = self.method {
+            // Its file is what it was when it was read: reading it again would give the same.
+            return Ok(None);
+        }
+        self.replace(http, &mut turn).await.map(Some)
+    }
+
+    /// Renews the token when it is due, for as long as it is waited for.
+    pub(super) async fn keep(&self, http: &Http) {
+        loop {
+            let now = self.clock.now();
+            let token = self.current();
+            let due = token.as_ref().and_then(|token| token.due);
+            let wait = due.map_or(LOOK, |due| due.saturating_duration_since(now));
+            if let (Some(token), true) = (token, wait.is_zero()) {
+                if let Err(error) = self.prolong(http, &token).await {
+                    tracing::warn!(server = http.address(), %error, "the token could not be renewed");
+                    tokio::time::sleep(REFUSED_FOR).await;
+                }
+            } else {
+                tokio::time::sleep(wait.clamp(Duration::from_millis(10), LOOK)).await;
+            }
+        }
+    }
+
+    /// Ends the token, if we signed in for it: what was leased with it ends, too.
+    pub(super) async fn end(&self, http: &Http) {
+        let token = self.set(None);
+        if let Some(token) = token.filter(|token| token.ours) {
+            let ended = http
+                .ask(RevokeTokenSelfRequest {}, Some(&token.header))
+                .await;
+            if let Err(error) = ended {
+                tracing::warn!(%error, "the token was not revoked, and ends by itself");
+            }
+        }
+    }
+
+    fn current(&self) -> Option<Arc<Token>> {
+        let token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        token.clone()
+    }
+
+    fn set(&self, token: Option<Arc<Token>>) -> Option<Arc<Token>> {
+        let mut place = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut place, token)
+    }
+
+    /// The token, if it can still be used.
+    fn good(&self) -> Option<Arc<Token>> {
+        let token = self.current()?;
+        let ended = token.ends.is_some_and(|ends| self.clock.now() >= ends);
+        let other = match &self.method {
+            Method::Token { file: Some(file) } => token.print != print(file),
+            Method::Token { file: None }
+            | Method::AppRole { .. }
+            | Method::Jwt { .. }
+            | Method::Certificate { .. } => false,
+        };
+        (!ended && !other).then_some(token)
+    }
+
+    /// Renews a token that is due, or gets another one.
+    async fn prolong(&self, http: &Http, token: &Arc<Token>) -> Result<(), BackendError> {
+        let mut turn = self.turn.lock().await;
+        if !self.current().is_some_and(|now| Arc::ptr_eq(&now, token)) {
+            return Ok(());
+        }
+        if token.renewable {
+            let request = RenewTokenSelfRequest { increment: None };
+            let body = http
+                .ask(request, Some(&token.header))
+                .await
+                .and_then(|reply| reply.body("the renewal of the token"));
+            match body {
+                Ok(body) => {
+                    let renewed = reply::signed_in(&body, "the renewal of the token")?;
+                    let life = self.life(renewed.duration, renewed.renewable);
+                    // A life that is not longer than what was left comes to its end: then we sign in again.
+                    let longer = life.ends > token.ends;
+                    if longer || !token.ours {
+                        let due = if longer { life.due } else { None };
+                        self.set(Some(Arc::new(Token {
+                            header: token.header.clone(),
+                            print: token.print,
+                            ours: token.ours,
+                            due,
+                            ..life
+                        })));
+                        return Ok(());
+                    }
+                }
+                Err(error @ (BackendError::Unreachable(_) | BackendError::Timeout(_))) => {
+                    return Err(error);
+                }
+                Err(_) => {}
+            }
+        }
+        self.replace(http, &mut turn).await.map(drop)
+    }
+
+    /// Signs in, in turn.
+    async fn replace(&self, http: &Http, turn: &mut Turn) -> Result<Arc<Token>, BackendError> {
+        if let Some((since, error)) = &turn.refused
+            && self.clock.now().saturating_duration_since(*since) < REFUSED_FOR
+        {
+            return Err(error.clone());
+        }
+        turn.refused = None;
+        match self.sign_in(http, turn).await {
+            Ok(token) => {
+                let token = Arc::new(token);
+                self.set(Some(Arc::clone(&token)));
+                Ok(token)
+            }
+            Err(error) => {
+                if let BackendError::Refused(_) = error {
+                    turn.refused = Some((self.clock.now(), error.clone()));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn sign_in(&self, http: &Http, turn: &mut Turn) -> Result<Token, BackendError> {
+        let reply = match &self.method {
+            Method::Token { file } => return self.take_token(http, file.as_deref()).await,
+            Method::AppRole {
+                mount,
+                role_id,
+                secret_id,
+                wrapped,
+            } => {
+                let secret_id = match wrapped {
+                    false => word(&read(secret_id).await?, secret_id)?,
+                    true => self.unwrap(http, turn, secret_id).await?,
+                };
+                let request = LoginWithApproleRequest {
+                    mount: mount.clone(),
+                    role_id: role_id.clone(),
+                    secret_id: secret_id.to_string(),
+                };
+                http.ask(request, None).await?
+            }
+            Method::Jwt { mount, role, jwt } => {
+                let request = JWTLoginRequest {
+                    mount: mount.clone(),
+                    jwt: word(&read(jwt).await?, jwt)?.to_string(),
+                    role: role.clone(),
+                };
+                http.ask(request, None).await?
+            }
+            Method::Certificate { mount, role } => {
+                let arguments = match role {
+                    Some(role) => serde_json::json!({ "name": role }),
+                    None => serde_json::json!({}),
+                };
+                let request = Logical::write(format!("auth/{mount}/login"), arguments);
+                http.ask(request, None).await?
+            }
+        };
+        let body = self.let_in(reply)?;
+        let SignedIn {
+            token,
+            duration,
+            renewable,
+        } = reply::signed_in(&body, "the sign-in")?;
+        Ok(Token {
+            header: header(token.as_bytes())?,
+            ours: true,
+            ..self.life(duration, renewable)
+        })
+    }
+
+    /// A token that somebody else got, with what the server says of its life.
+    async fn take_token(&self, http: &Http, file: Option<&Path>) -> Result<Token, BackendError> {
+        let (text, print) = match (file, &self.given) {
+            (Some(file), _) => {
+                // Before it is read: what changes meanwhile is another token.
+                let print = print(file);
+                (word(&read(file).await?, file)?, print)
+            }
+            (None, Some(given)) => (word(given, Path::new("$VAULT_TOKEN"))?, None),
+            (None, None) => {
+                return Err(BackendError::Refused(
+                    "no token: write auth = { method = \"token\", file = \"…\" }, or set $VAULT_TOKEN".into(),
+                ));
+            }
+        };
+        let header = header(text.as_bytes())?;
+        let said = http.ask(LookupTokenSelfRequest {}, Some(&header)).await?;
+        #[derive(serde::Deserialize)]
+        struct Said {
+            #[serde(default)]
+            ttl: u64,
+            #[serde(default)]
+            renewable: bool,
+        }
+        // Who may not look at itself may have rights all the same.
+        let said = match said.is_refusal() {
+            true => None,
+            false => {
+                let body = said.body("the token")?;
+                Some(reply::data::<Said>(&body, "the token")?)
+            }
+        };
+        let (ttl, renewable) = said.map_or((0, false), |said| (said.ttl, said.renewable));
+        let life = self.life(Duration::from_secs(ttl), renewable);
+        Ok(Token {
+            header,
+            print,
+            // A token that cannot be renewed is replaced by whoever got it.
+            due: life.due.filter(|_| renewable),
+            ..life
+        })
+    }
+
+    /// The secret id that a token unwraps to.
+    async fn unwrap(
+        &self,
+        http: &Http,
+        turn: &mut Turn,
+        path: &Path,
+    ) -> Result<Zeroizing<String>, BackendError> {
+        let now = print(path);
+        if let Some((before, secret_id)) = &turn.unwrapped
+            && now.is_none_or(|now| now == *before)
+        {
+            return word(secret_id, path);
+        }
+        let wrapping = header(word(&read(path).await?, path)?.as_bytes())?;
+        let request = Logical::write("sys/wrapping/unwrap", serde_json::json!({}));
+        let reply = http.ask(request, Some(&wrapping)).await?;
+        if matches!(reply.status.as_u16(), 400 | 403) {
+            return Err(BackendError::Refused(format!(
+                "{}: the token unwraps to nothing: it is too old, or somebody else has unwrapped it. Find out who, and get another",
+                path.display()
+            )));
+        }
+        #[derive(serde::Deserialize)]
+        struct Unwrapped<'a> {
+            #[serde(borrow)]
+            secret_id: std::borrow::Cow<'a, str>,
+        }
+        let body = reply.body("the unwrapping")?;
+        let Unwrapped { secret_id } = reply::data(&body, "the unwrapping")?;
+        let secret_id = SecretBytes::new(secret_id.as_bytes().to_vec());
+        let text = word(&secret_id, path);
+        turn.unwrapped = now.map(|now| (now, secret_id));
+        text
+    }
+
+    /// The answer to a sign-in, which has its own way to say no.
+    fn let_in(&self, reply: Reply) -> Result<SecretBytes, BackendError> {
+        let what = match &self.method {
+            Method::Token { .. } => "the token",
+            Method::AppRole { .. } => "the sign-in by AppRole: check role_id and secret_id",
+            Method::Jwt { .. } => "the sign-in by JWT: check role and jwt",
+            Method::Certificate { .. } => "the sign-in by certificate: check client and role",
+        };
+        match reply.status.as_u16() {
+            400 | 401 | 403 | 404 => Err(BackendError::Refused(what.to_owned())),
+            _ => reply.body(what),
+        }
+    }
+
+    /// A token's times, without the token.
+    fn life(&self, duration: Duration, renewable: bool) -> Token {
+        let now = self.clock.now();
+        let lives = (!duration.is_zero()).then_some(duration);
+        Token {
+            header: HeaderValue::from_static(""),
+            made: now,
+            ends: lives.map(|lives| now + lives),
+            due: lives.map(|lives| now + lives.mul_f64(2.0 / 3.0).mul_f64(jitter())),
+            renewable,
+            ours: false,
+            print: None,
+        }
+    }
+}
+
+/// From nine tenths to one: a fleet that started together does not come again together.
+fn jitter() -> f64 {
+    let mut byte = [0; 1];
+    // Without a random number it is none.
+    let _ = aws_lc_rs::rand::fill(&mut byte);
+    let [byte] = byte;
+    1.0 - f64::from(byte) / 2560.0
+}
+
+async fn read(path: &Path) -> Result<SecretBytes, BackendError> {
+    let path = path.to_owned();
+    let read = tokio::task::spawn_blocking(move || file(&path)).await;
+    match read {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(why)) => Err(BackendError::Refused(format!("cannot sign in: {why}"))),
+        Err(_) => Err(BackendError::Unreachable("the sign-in was given up".into())),
+    }
+}
+
+/// The one word in a file.
+fn word(bytes: &SecretBytes, path: &Path) -> Result<Zeroizing<String>, BackendError> {
+    let text = std::str::from_utf8(bytes.expose()).map(str::trim);
+    match text {
+        Ok(text)
+            if !text.is_empty()
+                && !text.contains(|c: char| c.is_whitespace() || c.is_control()) =>
+        {
+            Ok(Zeroizing::new(text.to_owned()))
+        }
+        _ => Err(BackendError::Refused(format!(
+            "cannot sign in: {}: must hold one word and nothing else",
+            path.display()
+        ))),
+    }
+}
+
+fn header(token: &[u8]) -> Result<HeaderValue, BackendError> {
+    let mut header = HeaderValue::from_bytes(token).map_err(|_| {
+        BackendError::Refused("cannot sign in: the token has odd characters".into())
+    })?;
+    header.set_sensitive(true);
+    Ok(header)
+}

@@ -1,0 +1,371 @@
+//! How a server is spoken to: one client, which follows no redirect, waits for nothing forever, and takes no more than it
+//! can use.
+//!
+//! The requests themselves are `vaultrs`'s and [`super::endpoint`]'s; they are carried by the client here rather than by
+//! that of `vaultrs`, which sends the token after a redirect, has no limit on what it reads, and puts what the server said
+//! into errors and logs. Here only a status ever becomes part of an error.
+
+use std::error::Error;
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
+use reqwest::{Certificate, Identity, Url, redirect};
+use rustify::Endpoint;
+use rustify::client::Client as Carrier;
+use rustify::errors::ClientError;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::settings::{ClientCertificate, Settings};
+use crate::backend::BackendError;
+use crate::secret::SecretBytes;
+
+/// How long a connection may take to be made. Shorter than the cache's deadline, so that the error can say which it was.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// How long the server may be silent in the middle of an answer.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// How long a request may take, whoever waits for it.
+const REQUEST: Duration = Duration::from_secs(30);
+
+/// The longest answer. The largest value is 1 MiB, and JSON may need six bytes for one.
+const MAX_ANSWER: usize = 8 << 20;
+
+/// The longest file of certificates, keys or tokens.
+const MAX_FILE: usize = 1 << 20;
+
+const TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
+const NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
+/// The server refuses requests without it where it guards against forged ones.
+const REQUESTED: HeaderName = HeaderName::from_static("x-vault-request");
+
+/// A server.
+#[derive(Debug)]
+pub(super) struct Http {
+    client: reqwest::Client,
+    /// Scheme, host and port.
+    address: String,
+    namespace: Option<HeaderValue>,
+}
+
+/// What a server answered.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) body: SecretBytes,
+}
+
+impl Http {
+    /// A client for the server. Nothing is sent yet. `env` gives a variable of the environment.
+    ///
+    /// # Errors
+    /// What is wrong with the settings, and the mend.
+    pub(super) fn new(
+        settings: &Settings,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, String> {
+        let address = settings
+            .address
+            .clone()
+            .or_else(|| either(env, "ADDR"))
+            .ok_or(
+                "`address` is missing: write address = \"https://HOST:8200\", or set $VAULT_ADDR",
+            )?;
+        let address = origin(&address)?;
+        let namespace = settings
+            .namespace
+            .clone()
+            .or_else(|| either(env, "NAMESPACE"))
+            .map(|namespace| {
+                HeaderValue::try_from(namespace).map_err(|_| "`namespace` has odd characters")
+            })
+            .transpose()?;
+        let mut builder = reqwest::Client::builder()
+            .redirect(redirect::Policy::none())
+            .referer(false)
+            .no_proxy()
+            .user_agent(concat!("secretfs/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT)
+            .read_timeout(SILENCE)
+            .timeout(REQUEST)
+            .http1_only();
+        let ca = settings.ca.clone();
+        if let Some(path) = ca.or_else(|| either(env, "CACERT").map(Into::into)) {
+            let certificates = Certificate::from_pem_bundle(file(&path)?.expose())
+                .map_err(|_| format!("{}: no certificates in PEM form", path.display()))?;
+            builder = builder.tls_certs_merge(certificates);
+        }
+        let from_env = || {
+            Some(ClientCertificate {
+                certificate: either(env, "CLIENT_CERT")?.into(),
+                key: either(env, "CLIENT_KEY")?.into(),
+            })
+        };
+        if let Some(client) = settings.client.clone().or_else(from_env) {
+            builder = builder.identity(identity(&client)?);
+        }
+        let client = builder
+            .build()
+            .map_err(|error| format!("the TLS client cannot be set up: {}", reason(&error)))?;
+        Ok(Self {
+            client,
+            address,
+            namespace,
+        })
+    }
+
+    /// Scheme, host and port.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The headers of every request with this token.
+    pub(super) fn headers(&self, token: Option<&HeaderValue>) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(REQUESTED, HeaderValue::from_static("true"));
+        if let Some(namespace) = &self.namespace {
+            headers.insert(NAMESPACE, namespace.clone());
+        }
+        if let Some(token) = token {
+            headers.insert(TOKEN, token.clone());
+        }
+        headers
+    }
+
+    /// Asks, and gives the answer whatever its status.
+    ///
+    /// # Errors
+    /// [`BackendError::Unreachable`] and [`BackendError::Unusable`].
+    pub(super) async fn ask(
+        &self,
+        endpoint: impl Endpoint,
+        token: Option<&HeaderValue>,
+    ) -> Result<Reply, BackendError> {
+        let call = Call { http: self, token };
+        match endpoint.exec(&call).await {
+            Ok(answer) => {
+                let status = answer.response.status();
+                let body = SecretBytes::new(answer.response.into_body());
+                Ok(Reply { status, body })
+            }
+            Err(ClientError::GenericError { source }) => Err(source
+                .downcast::<BackendError>()
+                .unwrap_or_else(|_| self.wrong_request())),
+            // The request could not be put together. What it was about may be in the error, so it is not shown.
+            Err(_) => Err(self.wrong_request()),
+        }
+    }
+
+    fn wrong_request(&self) -> BackendError {
+        BackendError::Unusable("the path cannot be made into a request: see the reference".into())
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> BackendError {
+        BackendError::Unreachable(format!("{}: {}", self.address, reason(error)))
+    }
+
+    async fn send(&self, request: reqwest::Request) -> Result<Response<Vec<u8>>, BackendError> {
+        let mut response = self
+            .client
+            .execute(request)
+            .await
+            .map_err(|error| self.unreachable(&error))?;
+        let status = response.status();
+        let too_long = || {
+            BackendError::Unusable(format!(
+                "{}: answers with more than {MAX_ANSWER} bytes",
+                self.address
+            ))
+        };
+        let announced = response.content_length().unwrap_or_default();
+        if usize::try_from(announced).is_ok_and(|length| length > MAX_ANSWER) {
+            return Err(too_long());
+        }
+        let mut body = Zeroizing::new(Vec::new());
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| self.unreachable(&error))?
+        {
+            let length = body.len().saturating_add(chunk.len());
+            if length > MAX_ANSWER {
+                return Err(too_long());
+            }
+            append(&mut body, &chunk);
+        }
+        Response::builder()
+            .status(status)
+            .body(std::mem::take(&mut *body))
+            .map_err(|_| self.wrong_request())
+    }
+}
+
+/// Appends without leaving a copy behind where the vector has to grow.
+fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
+    let length = body.len().saturating_add(chunk.len());
+    if body.capacity() < length {
+        let capacity = body.capacity().saturating_mul(2).max(length);
+        let mut grown = Zeroizing::new(Vec::with_capacity(capacity));
+        grown.extend_from_slice(body);
+        *body = grown;
+    }
+    body.extend_from_slice(chunk);
+}
+
+/// One request's way to the server.
+struct Call<'a> {
+    http: &'a Http,
+    token: Option<&'a HeaderValue>,
+}
+
+#[async_trait::async_trait]
+impl Carrier for Call<'_> {
+    fn base(&self) -> &str {
+        &self.http.address
+    }
+
+    async fn send(&self, mut request: Request<Vec<u8>>) -> Result<Response<Vec<u8>>, ClientError> {
+        let below = request
+            .uri()
+            .path_and_query()
+            .map_or("/", |path| path.as_str());
+        let uri = format!("{}/v1{below}", self.http.address);
+        *request.uri_mut() =
+            Uri::try_from(uri).map_err(|source| ClientError::UrlBuildError { source })?;
+        *request.headers_mut() = self.http.headers(self.token);
+        let request = reqwest::Request::try_from(request)
+            .map_err(|source| ClientError::ReqwestBuildError { source })?;
+        let answer = self.http.send(request).await;
+        answer.map_err(|error| ClientError::GenericError {
+            source: error.into(),
+        })
+    }
+
+    /// Without a look at the status: an error here would carry what the server said.
+    async fn execute(&self, request: Request<Vec<u8>>) -> Result<Response<Vec<u8>>, ClientError> {
+        self.send(request).await
+    }
+}
+
+/// Why a request failed, as its innermost cause says it: a closed port, a name that is not known, a certificate. It is
+/// about the connection and never about what was said over it.
+fn reason(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer in time".to_owned();
+    }
+    let mut cause: &dyn Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    if error.is_body() || error.is_decode() {
+        return "the answer was cut short".to_owned();
+    }
+    if error.is_request() && !error.is_connect() {
+        return "the connection broke, or it does not speak HTTP".to_owned();
+    }
+    cause.to_string()
+}
+
+/// Scheme, host and port of an address, which has nothing else.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn origin(address: &str) -> Result<String, String> {
+    let url =
+        Url::parse(address).map_err(|_| "`address` is no URL: write \"https://HOST:8200\"")?;
+    let alone = matches!(url.path(), "" | "/")
+        && url.query().is_none()
+        && url.fragment().is_none()
+        && url.username().is_empty()
+        && url.password().is_none();
+    let Some(host) = url.host_str().filter(|_| alone) else {
+        return Err(
+            "`address` must be scheme, host and port alone: write \"https://HOST:8200\"".to_owned(),
+        );
+    };
+    let loopback = ["localhost", "127.0.0.1", "[::1]"].contains(&host);
+    match url.scheme() {
+        "https" => {}
+        "http" if loopback => {}
+        "http" => {
+            return Err(
+                "`address` without TLS would send the token and every secret in clear: write \"https://…\""
+                    .to_owned(),
+            );
+        }
+        _ => return Err("`address` must begin with https://".to_owned()),
+    }
+    Ok(url.origin().ascii_serialization())
+}
+
+/// A variable of the environment, as Vault or OpenBao calls it.
+pub(super) fn either(env: &dyn Fn(&str) -> Option<String>, name: &str) -> Option<String> {
+    let set = |prefix| env(&format!("{prefix}_{name}")).filter(|value| !value.is_empty());
+    set("VAULT").or_else(|| set("BAO"))
+}
+
+/// What stands in a file of certificates, keys or tokens.
+///
+/// # Errors
+/// The file and why it cannot be read.
+pub(super) fn file(path: &Path) -> Result<SecretBytes, String> {
+    let read = File::open(path).and_then(|mut file| SecretBytes::read_from(&mut file, MAX_FILE));
+    read.map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn identity(client: &ClientCertificate) -> Result<Identity, String> {
+    let mut pem = Zeroizing::new(file(&client.certificate)?.expose().to_vec());
+    pem.push(b'\n');
+    append(&mut pem, file(&client.key)?.expose());
+    let identity = Identity::from_pem(&pem).map_err(|_| {
+        format!(
+            "{} and {}: no certificate with its key in PEM form",
+            client.certificate.display(),
+            client.key.display()
+        )
+    });
+    pem.zeroize();
+    identity
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_server_and_nothing_else() {
+        for (address, expected) in [
+            (
+                "https://vault.example:8200",
+                Some("https://vault.example:8200"),
+            ),
+            ("https://vault.example/", Some("https://vault.example")),
+            ("http://127.0.0.1:8200", Some("http://127.0.0.1:8200")),
+            ("http://[::1]:8200", Some("http://[::1]:8200")),
+            ("http://vault.example:8200", None),
+            ("http://127.0.0.1.example:8200", None),
+            ("https://vault.example/v1", None),
+            ("https://user:word@vault.example", None),
+            ("https://vault.example?x", None),
+            ("ftp://vault.example", None),
+            ("vault.example:8200", None),
+            ("", None),
+        ] {
+            assert_eq!(origin(address).ok().as_deref(), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn vault_s_own_variables_come_before_openbao_s() {
+        let env = |name: &str| match name {
+            "VAULT_ADDR" | "BAO_ADDR" | "BAO_NAMESPACE" => Some(name.to_owned()),
+            "VAULT_NAMESPACE" => Some(String::new()),
+            _ => None,
+        };
+        assert_eq!(either(&env, "ADDR").as_deref(), Some("VAULT_ADDR"));
+        assert_eq!(either(&env, "NAMESPACE").as_deref(), Some("BAO_NAMESPACE"));
+        assert_eq!(either(&env, "CACERT"), None);
+    }
+}
