@@ -21,6 +21,8 @@ pub(crate) enum Need {
     Cgroups,
     /// HashiCorp's server: built already, or Go to build it with.
     Vault,
+    /// The server and the client of PostgreSQL.
+    Postgres,
 }
 
 /// Where systemd is.
@@ -84,6 +86,7 @@ impl Need {
             Self::Systemd => Path::new(SYSTEMD).exists(),
             Self::Cgroups => named_hierarchy().is_some(),
             Self::Vault => program("setpriv").is_some() && vault_program().is_some(),
+            Self::Postgres => program("setpriv").is_some() && postgres_programs().is_some(),
         }
     }
 }
@@ -137,4 +140,23 @@ fn build(words: &[&str]) -> PathBuf {
         .unwrap();
     assert!(output.status.success(), "{script}: {}", output.status);
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
+
+/// The folder of the newest PostgreSQL's programs, as Debian lays them.
+pub(crate) fn postgres_programs() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    let mut versions: Vec<(u32, PathBuf)> = versions
+        .flatten()
+        .filter_map(|entry| {
+            let version = entry.file_name().to_str()?.parse().ok()?;
+            Some((version, entry.path().join("bin")))
+        })
+        .filter(|(_, programs)| {
+            ["initdb", "postgres", "psql"]
+                .iter()
+                .all(|name| programs.join(name).exists())
+        })
+        .collect();
+    versions.sort();
+    versions.pop().map(|(_, programs)| programs)
 }

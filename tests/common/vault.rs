@@ -5,10 +5,12 @@
 
 mod api;
 mod audit;
+mod database;
 
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Mutex, OnceLock};
 
 use nix::sys::signal::Signal;
@@ -24,6 +26,8 @@ use super::{DEADLINE, eventually};
 pub(crate) struct Vault {
     /// Goes before the folder that it writes to.
     server: Mutex<Option<Kept>>,
+    cluster: OnceLock<database::Cluster>,
+    databases: AtomicU32,
     socket: SocketAddr,
     address: String,
     authority: Authority,
@@ -43,6 +47,8 @@ impl Vault {
         let socket = free_address();
         let mut vault = Self {
             server: Mutex::new(None),
+            cluster: OnceLock::new(),
+            databases: AtomicU32::new(0),
             socket,
             address: format!("https://{socket}"),
             client: api::client(&authority.pem()),

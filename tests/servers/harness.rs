@@ -182,6 +182,31 @@ fn a_client_with_a_certificate_is_known_by_it() {
     assert!(answer["auth"]["client_token"].is_string(), "{answer}");
 }
 
+#[test]
+fn postgres_has_a_user_for_as_long_as_its_lease() {
+    if !has(&[Need::Vault, Need::Postgres]) {
+        return;
+    }
+    let vault = Vault::start();
+    let database = vault.database("1h", "2h");
+    let lease = vault.call("GET", &database.credentials(), Value::Null);
+    assert_eq!(lease["lease_duration"], 3600);
+    let [user, password] = ["username", "password"].map(|key| lease["data"][key].as_str().unwrap());
+    assert!(database.has(user) && database.lets_in(user, password));
+    assert!(!database.lets_in(user, "guessed"));
+    assert_eq!(database.users(), [user]);
+    let id = json!({"lease_id": lease["lease_id"]});
+    vault.call("PUT", "sys/leases/revoke", id);
+    assert!(eventually(DEADLINE, || !database.has(user)));
+    assert!(!database.lets_in(user, password));
+    let short = vault.database("2s", "2s");
+    assert_eq!(short.mount(), "database-2");
+    let lease = vault.call("GET", &short.credentials(), Value::Null);
+    let user = lease["data"]["username"].as_str().unwrap();
+    assert!(short.has(user));
+    assert!(eventually(DEADLINE, || !short.has(user)));
+}
+
 /// What the next tests start as a program of its own.
 #[test]
 fn helper() {
@@ -189,6 +214,7 @@ fn helper() {
         return;
     };
     let vault = Vault::shared();
+    vault.database("1h", "1h");
     println!("\nfolder {}", vault.at("").display());
     match wanted.as_str() {
         "ends" => {}
@@ -241,7 +267,7 @@ fn no_server_outlives_the_shell_that_keeps_it() {
 
 #[test]
 fn no_server_outlives_the_program() {
-    if !has(&[Need::Vault]) {
+    if !has(&[Need::Vault, Need::Postgres]) {
         return;
     }
     for wanted in ["ends", "panics", "waits", "pauses"] {
