@@ -3,7 +3,7 @@
 //! It speaks TLS on loopback, keeps its secrets in files, so that they outlive it, writes an audit log, and has the event
 //! stream on. `secret/` is KV version 2 and `kv1/` version 1. See [`Need::Vault`](super::machine::Need) for the program.
 
-mod api;
+pub(crate) mod api;
 mod audit;
 mod database;
 

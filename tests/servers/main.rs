@@ -16,3 +16,4 @@
 mod common;
 
 mod harness;
+mod network;

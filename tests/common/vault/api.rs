@@ -134,7 +134,7 @@ impl Vault {
 
 /// Trusts one authority and nobody's settings.
 #[track_caller]
-pub(super) fn client(ca: &str) -> Client {
+pub(crate) fn client(ca: &str) -> Client {
     Client::builder()
         .tls_certs_only([Certificate::from_pem(ca.as_bytes()).unwrap()])
         .no_proxy()
