@@ -1,7 +1,8 @@
 //! What a test needs of the machine. What is missing is said loudly, and with `SECRETFS_REQUIRE_ALL=1` is a failure.
 
-use std::path::Path;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 /// Something that a machine may lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +19,10 @@ pub(crate) enum Need {
     Systemd,
     /// A writable hierarchy of cgroups that systemd's names stand in.
     Cgroups,
+    /// HashiCorp's server: built already, or Go to build it with.
+    Vault,
+    /// The server and the client of PostgreSQL.
+    Postgres,
 }
 
 /// Where systemd is.
@@ -74,18 +79,20 @@ impl Need {
             Self::Program(name) => program(name).is_some(),
             Self::Module(name) => program(super::probe::PYTHON).is_some_and(|python| {
                 let import = format!("import {name}");
-                let mut command = std::process::Command::new(python);
+                let mut command = Command::new(python);
                 command.args(["-I", "-c", &import]).stderr(Stdio::null());
                 command.status().is_ok_and(|status| status.success())
             }),
             Self::Systemd => Path::new(SYSTEMD).exists(),
             Self::Cgroups => named_hierarchy().is_some(),
+            Self::Vault => program("setpriv").is_some() && vault_program().is_some(),
+            Self::Postgres => program("setpriv").is_some() && postgres_programs().is_some(),
         }
     }
 }
 
 /// Where a program is that other users can start, too.
-pub(crate) fn program(name: &str) -> Option<std::path::PathBuf> {
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
     ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
         .iter()
         .map(|folder| Path::new(folder).join(name))
@@ -93,7 +100,7 @@ pub(crate) fn program(name: &str) -> Option<std::path::PathBuf> {
 }
 
 /// Where cgroups can be made whose names `secretfs` goes by: systemd's own hierarchy, else the unified one.
-pub(crate) fn named_hierarchy() -> Option<std::path::PathBuf> {
+pub(crate) fn named_hierarchy() -> Option<PathBuf> {
     ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup"]
         .iter()
         .map(Path::new)
@@ -102,4 +109,54 @@ pub(crate) fn named_hierarchy() -> Option<std::path::PathBuf> {
                 && nix::unistd::access(*path, nix::unistd::AccessFlags::W_OK).is_ok()
         })
         .map(Path::to_owned)
+}
+
+/// Where Vault's program is. The first time on a machine it is built, which takes minutes.
+pub(crate) fn vault_program() -> Option<PathBuf> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let find = || {
+        let place = build(&["--where"]);
+        let go = || {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            std::env::split_paths(&path).any(|folder| folder.join("go").exists())
+        };
+        match place.exists() {
+            true => Some(place),
+            false => go().then(|| build(&[])),
+        }
+    };
+    PROGRAM.get_or_init(find).clone()
+}
+
+/// Runs the script that builds Vault, and says what it says.
+#[track_caller]
+fn build(words: &[&str]) -> PathBuf {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/build");
+    let output = Command::new(script)
+        .args(words)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{script}: {}", output.status);
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
+
+/// The folder of the newest PostgreSQL's programs, as Debian lays them.
+pub(crate) fn postgres_programs() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    let mut versions: Vec<(u32, PathBuf)> = versions
+        .flatten()
+        .filter_map(|entry| {
+            let version = entry.file_name().to_str()?.parse().ok()?;
+            Some((version, entry.path().join("bin")))
+        })
+        .filter(|(_, programs)| {
+            ["initdb", "postgres", "psql"]
+                .iter()
+                .all(|name| programs.join(name).exists())
+        })
+        .collect();
+    versions.sort();
+    versions.pop().map(|(_, programs)| programs)
 }

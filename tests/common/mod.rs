@@ -10,13 +10,20 @@ use std::time::Duration;
 
 use secretfs::clock::Clock;
 
+pub(crate) mod authority;
 pub(crate) mod cgroups;
 pub(crate) mod daemon;
 pub(crate) mod ears;
+pub(crate) mod folder;
+pub(crate) mod impostor;
+pub(crate) mod kept;
 pub(crate) mod machine;
 pub(crate) mod mounts;
 pub(crate) mod probe;
+pub(crate) mod proxy;
+pub(crate) mod runtime;
 pub(crate) mod speaker;
+pub(crate) mod vault;
 
 /// How long anything may take that is not expected to take any time.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);

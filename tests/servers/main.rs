@@ -1,0 +1,19 @@
+//! Against real servers: a HashiCorp Vault and a PostgreSQL behind it, slow, broken or gone.
+//!
+//! Where the machine lacks one of them a test says so and is skipped, or fails with `SECRETFS_REQUIRE_ALL=1`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test ends where it is wrong"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod harness;
+mod network;
