@@ -14,7 +14,21 @@ fn main() -> ExitCode {
         true => "info,fuser=error",
         false => "warn,secretfs::audit=off",
     };
-    let filter = EnvFilter::try_from_env("SECRETFS_LOG").unwrap_or_else(|_| EnvFilter::new(usual));
+    let mut filter =
+        EnvFilter::try_from_env("SECRETFS_LOG").unwrap_or_else(|_| EnvFilter::new(usual));
+    // What they log is what they send and receive: at no level, whatever the environment says.
+    for deaf in [
+        "hyper",
+        "hyper_util",
+        "reqwest",
+        "rustify",
+        "rustls",
+        "vaultrs",
+    ] {
+        if let Ok(off) = format!("{deaf}=off").parse() {
+            filter = filter.add_directive(off);
+        }
+    }
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)

@@ -17,3 +17,4 @@ mod common;
 
 mod harness;
 mod network;
+mod reading;
