@@ -149,6 +149,54 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// # Errors
     /// Any [`BackendError`] but [`BackendError::Absent`].
     fn check(&self) -> BoxFuture<'_, Result<(), BackendError>>;
+
+    /// What it can be changed by, if it can. The store has its own, richer way.
+    fn writer(&self) -> Option<&dyn Writer> {
+        None
+    }
+}
+
+/// Changes what a backend holds, where it lets us. A reference's field is a part of the record that is changed with the
+/// others left as they are. Of two that change a record at the same time, the later one sees what the earlier one wrote.
+pub trait Writer: Send + Sync {
+    /// Makes `value` the current one, and says its version.
+    ///
+    /// # Errors
+    /// Any [`BackendError`].
+    fn put<'a>(
+        &'a self,
+        reference: &'a Reference,
+        value: &'a SecretBytes,
+    ) -> BoxFuture<'a, Result<Version, BackendError>>;
+
+    /// Destroys a version, or all of it: nothing that is kept brings the value back.
+    ///
+    /// # Errors
+    /// Any [`BackendError`].
+    fn remove<'a>(
+        &'a self,
+        reference: &'a Reference,
+        version: Option<&'a Version>,
+    ) -> BoxFuture<'a, Result<(), BackendError>>;
+
+    /// Makes an earlier value the current one, as a new version.
+    ///
+    /// # Errors
+    /// Any [`BackendError`].
+    fn rollback<'a>(
+        &'a self,
+        reference: &'a Reference,
+        to: &'a Version,
+    ) -> BoxFuture<'a, Result<Version, BackendError>>;
+
+    /// The versions that are kept, the newest first, and when each was made.
+    ///
+    /// # Errors
+    /// Any [`BackendError`].
+    fn history<'a>(
+        &'a self,
+        reference: &'a Reference,
+    ) -> BoxFuture<'a, Result<Vec<(Version, Timestamp)>, BackendError>>;
 }
 
 /// Why a backend gave no value. The texts name places and reasons, never values.
@@ -201,7 +249,7 @@ pub fn field(value: &SecretBytes, field: &str) -> Result<SecretBytes, BackendErr
 }
 
 /// A JSON object whose members stay as they were written, borrowed from the value.
-struct Record<'a>(Vec<(String, &'a serde_json::value::RawValue)>);
+pub(crate) struct Record<'a>(pub(crate) Vec<(String, &'a serde_json::value::RawValue)>);
 
 impl<'de> serde::Deserialize<'de> for Record<'de> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -23,7 +23,7 @@ use vaultrs::api::kv2::requests::{
     ListSecretsRequest, ReadSecretMetadataRequest, ReadSecretRequest,
 };
 
-use super::{Backend, BackendError, Fetched, Lease, Reference, Version};
+use super::{Backend, BackendError, Fetched, Lease, Reference, Version, Writer};
 use crate::clock::Clock;
 use crate::secret::Name;
 
@@ -33,6 +33,7 @@ mod http;
 mod mounts;
 mod reply;
 pub mod settings;
+mod write;
 
 use auth::Auth;
 use endpoint::Logical;
@@ -160,9 +161,10 @@ impl Vault {
                     .iter()
                     .map(|(key, value)| (key.clone(), value.clone().into()))
                     .collect();
+                let arguments = arguments.into();
                 let request = || match written {
                     false => Logical::read(&reference.path),
-                    true => Logical::write(&reference.path, arguments.clone().into()),
+                    true => Logical::write(&reference.path, &arguments),
                 };
                 let body = self.ask(request).await?.body(what)?;
                 let asked = query.iter().find(|(key, _)| key == "ttl");
@@ -363,5 +365,9 @@ impl Backend for Vault {
 
     fn check(&self) -> BoxFuture<'_, Result<(), BackendError>> {
         Box::pin(self.health())
+    }
+
+    fn writer(&self) -> Option<&dyn Writer> {
+        Some(self)
     }
 }

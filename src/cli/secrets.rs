@@ -156,7 +156,10 @@ pub(crate) fn history(session: &mut Session, path: &str) -> Result<(), Failure> 
         .map(|one| {
             vec![
                 (one.version.to_string(), Mood::Good),
-                plain(one.size),
+                plain(
+                    one.size
+                        .map_or_else(|| "-".to_owned(), |size| size.to_string()),
+                ),
                 plain(format!("{:.0}", one.created)),
             ]
         })

@@ -40,8 +40,8 @@ pub struct Kept {
     pub version: Version,
     /// When it was made.
     pub created: Timestamp,
-    /// Its length in bytes.
-    pub size: usize,
+    /// Its length in bytes, where the backend says it without the value.
+    pub size: Option<usize>,
 }
 
 /// Of `rm`.

@@ -7,16 +7,18 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::runtime;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::access::{Denied, Mandate};
 use crate::audit::{Audit, AuditError, Outcome};
 use crate::backend::store::{Store, StoreError};
-use crate::backend::{BackendError, Reference, Version};
+use crate::backend::{BackendError, Reference, Version, Writer};
 use crate::cache::Cache;
 use crate::caller::{Caller, Lookup};
 use crate::clock::Clock;
@@ -27,6 +29,9 @@ use crate::control::{Answer, Body, Commands, Event, Exchange, Failure, Kind};
 use crate::fs::{Change, Tree};
 use crate::policy::Reason;
 use crate::secret::{Name, SecretBytes, SecretPath};
+
+/// How long a server may take over a change.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 mod copies;
 mod following;
@@ -277,7 +282,7 @@ impl Job<'_> {
         }
     }
 
-    /// Where a secret is written: what its binding names first, if that is a store.
+    /// Where a secret is written: what its binding names first.
     fn place(&self, path: &SecretPath) -> Result<Place<'_>, Failure> {
         let catalogue = self.parts.tree.catalogue();
         let Some(reference) = catalogue
@@ -296,14 +301,28 @@ impl Job<'_> {
                 "{path}: the config has no place for it: {mend}"
             )));
         };
-        let Some(store) = self.parts.stores.get(&reference.backend) else {
+        if reference.version.is_some() {
             return Err(Failure::usage(format!(
-                "{path}: comes from {reference}, which secretfs only reads: change it there"
+                "{path}: is a version of {reference}, which never changes: change the secret under a binding without `@…`"
             )));
+        }
+        let Some(store) = self.parts.stores.get(&reference.backend) else {
+            let backend = self.parts.cache.backends().get(&reference.backend);
+            let writer = backend
+                .and_then(|backend| backend.writer())
+                .ok_or_else(|| {
+                    Failure::usage(format!(
+                        "{path}: comes from {reference}, which secretfs only reads: change it there"
+                    ))
+                })?;
+            return Ok(Place {
+                keeper: Keeper::Server(writer),
+                reference,
+            });
         };
-        if reference.field.is_some() || reference.version.is_some() {
+        if reference.field.is_some() {
             return Err(Failure::usage(format!(
-                "{path}: is a part or a version of {reference}: change the whole record under a binding of its own"
+                "{path}: is a part of {reference}: change the whole record under a binding of its own"
             )));
         }
         let place = reference.path.parse().map_err(|_| {
@@ -312,10 +331,20 @@ impl Job<'_> {
             ))
         })?;
         Ok(Place {
-            store,
-            place,
+            keeper: Keeper::Store(store, place),
             reference,
         })
+    }
+
+    /// Waits for a server that is asked to change something.
+    fn server<T>(
+        &self,
+        asked: impl Future<Output = Result<T, BackendError>>,
+    ) -> Result<T, BackendError> {
+        let in_time = async { timeout(PATIENCE, asked).await };
+        self.runtime
+            .block_on(in_time)
+            .unwrap_or_else(|_| Err(BackendError::Timeout(format!("{PATIENCE:?}"))))
     }
 
     /// Has every following open see what changed, and whoever watches hear of it.
@@ -325,11 +354,18 @@ impl Job<'_> {
     }
 }
 
-/// A secret's place in a store.
+/// Where a secret is kept.
 struct Place<'a> {
-    store: &'a Store,
-    place: SecretPath,
+    keeper: Keeper<'a>,
     reference: Reference,
+}
+
+/// Who keeps it, and changes it for us.
+enum Keeper<'a> {
+    /// A store, under this name.
+    Store(&'a Store, SecretPath),
+    /// A server.
+    Server(&'a dyn Writer),
 }
 
 fn no_store() -> Failure {
@@ -352,8 +388,7 @@ fn unwritten(error: AuditError) -> Failure {
 }
 
 /// Writes down that a change failed, and says why.
-fn failed(mandate: Mandate, error: &StoreError) -> Failure {
-    let failure = store_failure(error);
+fn failed(mandate: Mandate, failure: Failure) -> Failure {
     let outcome = match failure.kind {
         Kind::Absent => Outcome::Absent,
         Kind::Denied => Outcome::Refused,
@@ -392,6 +427,29 @@ fn store_failure(error: &StoreError) -> Failure {
         return Failure::new(kind, message);
     }
     Failure::new(kind, error.to_string())
+}
+
+/// Why a server did not change a secret.
+fn writing_failure(path: &SecretPath, error: &BackendError) -> Failure {
+    match error {
+        BackendError::Absent(what) => Failure::new(
+            Kind::Absent,
+            format!("{path}: no such secret or version: {what}: see `secretfs history {path}`"),
+        ),
+        BackendError::Refused(what) => Failure::new(
+            Kind::Denied,
+            format!(
+                "{path}: the server does not let secretfs change {what}: its policy there must grant read, create, update and delete, or change it there"
+            ),
+        ),
+        BackendError::Unreachable(_) | BackendError::Timeout(_) => Failure::new(
+            Kind::Unavailable,
+            format!(
+                "{path}: {error}: whether it was changed is not known: see `secretfs history {path}`"
+            ),
+        ),
+        BackendError::Unusable(why) => Failure::failed(format!("{path}: {why}")),
+    }
 }
 
 fn backend_failure(path: &SecretPath, error: &BackendError) -> Failure {

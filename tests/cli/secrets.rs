@@ -174,7 +174,7 @@ fn an_import_that_fails_on_its_way_imports_nothing() {
     });
     fs::write(demo.path("env"), "first='canary-7f3a'\nuser=bob\n").unwrap();
     demo.run(&["import", "db", "--env", &demo.arg("env")])
-        .failed(2, "db/user: is a part or a version of local:db/record#user");
+        .failed(2, "db/user: is a part of local:db/record#user");
     demo.run(&["get", "db/first"]).failed(3, "db/first");
 
     fs::create_dir(demo.path("folder")).unwrap();

@@ -15,6 +15,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod changing;
 mod harness;
 mod network;
 mod reading;

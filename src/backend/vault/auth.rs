@@ -299,7 +299,7 @@ impl Auth {
                     Some(role) => serde_json::json!({ "name": role }),
                     None => serde_json::json!({}),
                 };
-                let request = Logical::write(format!("auth/{mount}/login"), arguments);
+                let request = Logical::write(format!("auth/{mount}/login"), &arguments);
                 http.ask(request, None).await?
             }
         };
@@ -373,7 +373,7 @@ impl Auth {
             return word(secret_id, path);
         }
         let wrapping = header(word(&read(path).await?, path)?.as_bytes())?;
-        let request = Logical::write("sys/wrapping/unwrap", serde_json::json!({}));
+        let request = Logical::write("sys/wrapping/unwrap", &serde_json::json!({}));
         let reply = http.ask(request, Some(&wrapping)).await?;
         if matches!(reply.status.as_u16(), 400 | 403) {
             return Err(BackendError::Refused(format!(

@@ -3,14 +3,15 @@
 use rustify::Endpoint;
 use rustify::enums::{RequestMethod, RequestType, ResponseType};
 use rustify::errors::ClientError;
-use serde::Serialize;
+
+use crate::secret::SecretBytes;
 
 /// A request to any path.
 #[derive(Debug)]
 pub(super) struct Logical {
     method: RequestMethod,
     path: String,
-    body: Option<serde_json::Value>,
+    body: Option<SecretBytes>,
 }
 
 impl Logical {
@@ -32,11 +33,24 @@ impl Logical {
     }
 
     /// Writes to a path, with these arguments.
-    pub(super) fn write(path: impl Into<String>, arguments: serde_json::Value) -> Self {
+    pub(super) fn write(path: impl Into<String>, arguments: &serde_json::Value) -> Self {
+        Self::write_bytes(path, arguments.to_string().as_bytes())
+    }
+
+    /// Writes to a path what is JSON already.
+    pub(super) fn write_bytes(path: impl Into<String>, json: &[u8]) -> Self {
         Self {
             method: RequestMethod::POST,
             path: path.into(),
-            body: Some(arguments),
+            body: Some(SecretBytes::new(json.to_vec())),
+        }
+    }
+
+    /// Deletes what is at a path.
+    pub(super) fn delete(path: impl Into<String>) -> Self {
+        Self {
+            method: RequestMethod::DELETE,
+            ..Self::read(path)
         }
     }
 }
@@ -56,28 +70,19 @@ impl Endpoint for Logical {
     }
 
     fn body(&self) -> Result<Option<Vec<u8>>, ClientError> {
-        let body = |body| rustify::http::build_body(body, RequestType::JSON);
-        self.body.as_ref().map(body).transpose()
+        Ok(self.body.as_ref().map(|body| body.expose().to_vec()))
     }
 }
 
 /// Makes a lease last longer.
 pub(super) fn renew_lease(id: &str, seconds: u64) -> Logical {
-    #[derive(Serialize)]
-    struct Renew<'a> {
-        lease_id: &'a str,
-        increment: u64,
-    }
-    let arguments = Renew {
-        lease_id: id,
-        increment: seconds,
-    };
-    Logical::write("sys/leases/renew", serde_json::json!(arguments))
+    let arguments = serde_json::json!({ "lease_id": id, "increment": seconds });
+    Logical::write("sys/leases/renew", &arguments)
 }
 
 /// Ends a lease.
 pub(super) fn revoke_lease(id: &str) -> Logical {
-    Logical::write("sys/leases/revoke", serde_json::json!({ "lease_id": id }))
+    Logical::write("sys/leases/revoke", &serde_json::json!({ "lease_id": id }))
 }
 
 /// Which mount a path is below, and what is mounted there. Every token may ask it of the paths that it has rights below.

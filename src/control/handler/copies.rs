@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tokio::sync::mpsc;
 
-use super::{Job, answer, failed, settle};
+use super::{Job, answer, failed, settle, store_failure};
 use crate::access::Mandate;
 use crate::audit::Outcome;
 use crate::backend::store::{Identity, OpenWith, Prompt, Recipient, SealTo, Store, StoreError};
@@ -86,7 +86,7 @@ fn ended(
     result: Result<(), StoreError>,
 ) -> Result<Answer, Failure> {
     if let Err(error) = result {
-        return Err(failed(mandate, &error));
+        return Err(failed(mandate, store_failure(&error)));
     }
     settle(mandate, Outcome::Allowed, None)?;
     let recipients = store.recipients();

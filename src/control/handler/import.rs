@@ -1,6 +1,6 @@
 //! import: many secrets, all of them or none.
 
-use super::{Job, Place, answer, failed, settle};
+use super::{Job, Keeper, Place, answer, failed, settle, store_failure};
 use crate::audit::Outcome;
 use crate::backend::store::NewValue;
 use crate::control::answers::Touched;
@@ -41,15 +41,21 @@ impl Job<'_> {
         let new: Vec<NewValue<'_>> = places
             .iter()
             .zip(&values)
-            .map(|(place, (_, value))| NewValue {
-                path: &place.place,
-                value,
-                description: None,
+            .filter_map(|(place, (_, value))| match &place.keeper {
+                Keeper::Store(_, path) => Some(NewValue {
+                    path,
+                    value,
+                    description: None,
+                }),
+                Keeper::Server(_) => None,
             })
             .collect();
-        let put = first
-            .store
-            .put_all(&new, &mut |done, total| self.progress(done, total));
+        let Keeper::Store(store, _) = &first.keeper else {
+            return Err(Failure::usage(format!(
+                "{service}: is kept by a server, which does not take many at once as all of them or none: `secretfs put` each by itself"
+            )));
+        };
+        let put = store.put_all(&new, &mut |done, total| self.progress(done, total));
         // What failed late may have changed something all the same.
         let change = match put {
             Ok(_) => Change::Written,
@@ -63,7 +69,7 @@ impl Job<'_> {
                 let mandate = mandates
                     .next()
                     .ok_or_else(|| Failure::failed(error.to_string()))?;
-                return Err(failed(mandate, &error));
+                return Err(failed(mandate, store_failure(&error)));
             }
         };
         let mut touched = Vec::with_capacity(paths.len());

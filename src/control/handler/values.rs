@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use super::following::reading_rule;
-use super::{Job, Place, answer, backend_failure, failed, settle, store_failure, unwritten};
+use super::{
+    Job, Keeper, Place, answer, backend_failure, failed, settle, store_failure, unwritten,
+    writing_failure,
+};
 use crate::access::Permit;
 use crate::audit::Outcome;
-use crate::backend::{self, BackendError, Version};
+use crate::backend::{BackendError, Version};
 use crate::cache::{Binding, Fetch, Served};
 use crate::control::answers::{Kept, Listed, Removed, Touched};
 use crate::control::{Answer, Failure, Kind};
@@ -15,14 +18,28 @@ use crate::secret::{Name, SecretBytes, SecretPath};
 
 impl Job<'_> {
     pub(super) fn put(&self, path: &SecretPath, value: &SecretBytes) -> Result<Answer, Failure> {
-        self.change(path, "put", None, |place| {
-            place.store.put(&place.place, value, None)
+        self.change(path, "put", None, |place| match &place.keeper {
+            Keeper::Store(store, name) => {
+                let put = store.put(name, value, None);
+                put.map_err(|error| store_failure(&error))
+            }
+            Keeper::Server(writer) => {
+                let put = self.server(writer.put(&place.reference, value));
+                put.map_err(|error| writing_failure(path, &error))
+            }
         })
     }
 
     pub(super) fn roll_back(&self, path: &SecretPath, to: &Version) -> Result<Answer, Failure> {
-        self.change(path, "rollback", Some(to), |place| {
-            place.store.rollback(&place.place, to)
+        self.change(path, "rollback", Some(to), |place| match &place.keeper {
+            Keeper::Store(store, name) => {
+                let rolled = store.rollback(name, to);
+                rolled.map_err(|error| store_failure(&error))
+            }
+            Keeper::Server(writer) => {
+                let rolled = self.server(writer.rollback(&place.reference, to));
+                rolled.map_err(|error| writing_failure(path, &error))
+            }
         })
     }
 
@@ -31,7 +48,7 @@ impl Job<'_> {
         path: &SecretPath,
         action: &'static str,
         from: Option<&Version>,
-        act: impl FnOnce(&Place<'_>) -> Result<Version, backend::store::StoreError>,
+        act: impl FnOnce(&Place<'_>) -> Result<Version, Failure>,
     ) -> Result<Answer, Failure> {
         let mandate = self.mandate(Some(&path.service), action, Some(path))?;
         let place = match self
@@ -54,10 +71,10 @@ impl Job<'_> {
                     stale: false,
                 })
             }
-            Err(error) => {
+            Err(failure) => {
                 // What failed late may have changed something all the same.
                 self.changed([&place.reference], Change::Perhaps);
-                Err(failed(mandate, &error))
+                Err(failed(mandate, failure))
             }
         }
     }
@@ -75,7 +92,16 @@ impl Job<'_> {
                 return Err(failure);
             }
         };
-        let removed = place.store.remove(&place.place, version.as_ref());
+        let removed = match &place.keeper {
+            Keeper::Store(store, name) => {
+                let removed = store.remove(name, version.as_ref());
+                removed.map_err(|error| store_failure(&error))
+            }
+            Keeper::Server(writer) => {
+                let removed = self.server(writer.remove(&place.reference, version.as_ref()));
+                removed.map_err(|error| writing_failure(path, &error))
+            }
+        };
         self.changed([&place.reference], Change::Perhaps);
         match removed {
             Ok(()) => {
@@ -85,7 +111,7 @@ impl Job<'_> {
                     version,
                 })
             }
-            Err(error) => Err(failed(mandate, &error)),
+            Err(failure) => Err(failed(mandate, failure)),
         }
     }
 
@@ -239,9 +265,10 @@ impl Job<'_> {
     }
 
     fn listed(&self, path: SecretPath) -> Listed {
-        let newest = self.place(&path).ok().and_then(|place| {
-            let history = place.store.history(&place.place).ok()?;
-            history.into_iter().next()
+        // A server is not asked about each of what may be many.
+        let newest = self.place(&path).ok().and_then(|place| match place.keeper {
+            Keeper::Store(store, name) => store.history(&name).ok()?.into_iter().next(),
+            Keeper::Server(_) => None,
         });
         Listed {
             path,
@@ -259,12 +286,7 @@ impl Job<'_> {
             Some(_) => None,
             None => Some(self.mandate(Some(&path.service), "history", Some(path))?),
         };
-        let found = self.place(path).and_then(|place| {
-            place
-                .store
-                .history(&place.place)
-                .map_err(|error| store_failure(&error))
-        });
+        let found = self.place(path).and_then(|place| self.kept(path, &place));
         let ended = match &found {
             Ok(_) => Outcome::Allowed,
             Err(failure) if failure.kind == Kind::Absent => Outcome::Absent,
@@ -276,15 +298,37 @@ impl Job<'_> {
         if let Some(mandate) = mandate {
             settle(mandate, ended, None)?;
         }
-        let kept: Vec<Kept> = found?
-            .into_iter()
-            .map(|version| Kept {
-                version: version.version,
-                created: version.created,
-                size: version.size,
-            })
-            .collect();
-        answer(&kept)
+        answer(&found?)
+    }
+
+    fn kept(&self, path: &SecretPath, place: &Place<'_>) -> Result<Vec<Kept>, Failure> {
+        match &place.keeper {
+            Keeper::Store(store, name) => {
+                let kept = store.history(name).map_err(|error| store_failure(&error))?;
+                let kept = kept.into_iter().map(|kept| Kept {
+                    version: kept.version,
+                    created: kept.created,
+                    size: Some(kept.size),
+                });
+                Ok(kept.collect())
+            }
+            Keeper::Server(writer) => {
+                let kept = self.server(writer.history(&place.reference));
+                let kept = kept.map_err(|error| match error {
+                    BackendError::Unusable(why) => Failure::failed(format!("{path}: {why}")),
+                    error @ (BackendError::Absent(_)
+                    | BackendError::Refused(_)
+                    | BackendError::Unreachable(_)
+                    | BackendError::Timeout(_)) => backend_failure(path, &error),
+                })?;
+                let kept = kept.into_iter().map(|(version, created)| Kept {
+                    version,
+                    created,
+                    size: None,
+                });
+                Ok(kept.collect())
+            }
+        }
     }
 }
 
