@@ -79,7 +79,7 @@ fn put_rollback_and_rm_change_what_the_server_has() {
             "no such secret or version",
         ),
         (
-            &["import", "app", "--json", "-"],
+            &["import", "app", "--json", batch.to_str().unwrap()],
             r#"{"user":"w"}"#,
             2,
             "kept by a server",
