@@ -150,6 +150,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Any [`BackendError`] but [`BackendError::Absent`].
     fn check(&self) -> BoxFuture<'_, Result<(), BackendError>>;
 
+    /// The end: signs out, where we signed in. What was leased with that ends, too.
+    fn end(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
     /// What it can be changed by, if it can. The store has its own, richer way.
     fn writer(&self) -> Option<&dyn Writer> {
         None

@@ -186,9 +186,9 @@ impl Cache {
 
     /// Forgets everything that was fetched from this reference's place, and the lists of its backend.
     pub fn invalidate(&self, changed: &Reference) {
-        let same = |r: &Reference| r.backend == changed.backend && r.path == changed.path;
+        let same = |r: &Reference| r.same_place(changed);
         let mut state = self.state();
-        let elsewhere = |folder: &Folder| folder.backend != changed.backend;
+        let elsewhere = |folder: &Folder| folder.backend.in_config() != changed.backend.in_config();
         state.lists.retain(|folder, _| elsewhere(folder));
         state.list_flights.retain(|folder, _| elsewhere(folder));
         state.flights.forget(same);

@@ -293,6 +293,21 @@ pub struct ServiceConfig {
     pub secrets: BTreeMap<Name, SecretConfig>,
 }
 
+impl ServiceConfig {
+    /// Has it ask the backend `of` as `own`, which is signed in to for it alone.
+    fn sign_in(&mut self, of: &Name, own: &Name) {
+        let sources = self.source.iter_mut().map(|source| &mut source.backend);
+        let bound = self
+            .secrets
+            .values_mut()
+            .flat_map(|secret| &mut secret.from);
+        let bound = bound.map(|reference| &mut reference.backend);
+        for backend in sources.chain(bound).filter(|backend| *backend == of) {
+            *backend = own.clone();
+        }
+    }
+}
+
 /// `[defaults]`: each folder of a backend is a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DefaultsConfig {

@@ -224,7 +224,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         };
         drop(end);
         let _ = tokio::time::timeout(DRAIN, control).await;
-        let ends = join_all(vaults.iter().map(Vault::end));
+        let ends = join_all(vaults.iter().map(Backend::end));
         let _ = tokio::time::timeout(DRAIN, ends).await;
         why
     });
@@ -381,7 +381,7 @@ fn vaults(config: &Config, clock: &Clock) -> Result<BTreeMap<Name, Vault>, RunEr
     let vault = |(name, backend): (&Name, &BackendConfig)| match backend {
         BackendConfig::Store(_) => None,
         BackendConfig::Vault(settings) => {
-            let vault = Vault::new(settings, &env, clock.clone());
+            let vault = Vault::new(name.clone(), settings, &env, clock.clone());
             let wrong = |why| RunError::Backend {
                 file: config.file.clone(),
                 name: name.clone(),

@@ -98,6 +98,18 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// What a backend is called where this service is signed in to it as itself: no name that anybody can write.
+    #[must_use]
+    pub fn of_service(&self, service: &Self) -> Self {
+        Self(Arc::from(format!("{self}@{service}")))
+    }
+
+    /// The backend's name in the config, whoever is signed in to it.
+    #[must_use]
+    pub fn in_config(&self) -> &str {
+        self.0.split_once('@').map_or(&*self.0, |(name, _)| name)
+    }
 }
 
 impl FromStr for Name {

@@ -33,6 +33,12 @@ impl Reference {
             version: None,
         }
     }
+
+    /// True if both are found at one place, whichever part or version of it they show and whoever signs in for it.
+    #[must_use]
+    pub fn same_place(&self, other: &Self) -> bool {
+        self.path == other.path && self.backend.in_config() == other.backend.in_config()
+    }
 }
 
 impl FromStr for Reference {
@@ -132,7 +138,7 @@ impl fmt::Display for Encoded<'_> {
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.backend, Encoded(&self.path))?;
+        write!(f, "{}:{}", self.backend.in_config(), Encoded(&self.path))?;
         for (index, (key, value)) in self.query.iter().enumerate() {
             write!(
                 f,

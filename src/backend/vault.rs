@@ -47,6 +47,8 @@ pub use settings::Settings;
 pub struct Vault(Arc<Inner>);
 
 struct Inner {
+    /// In the config.
+    name: Name,
     http: Http,
     auth: Auth,
     mounts: Mounts,
@@ -59,18 +61,20 @@ struct Inner {
 impl fmt::Debug for Vault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Vault")
+            .field(&self.0.name)
             .field(&self.0.http.address())
             .finish()
     }
 }
 
 impl Vault {
-    /// A server. Nothing is sent before something is asked for. `env` gives a variable of the environment, for what the
+    /// A server, called `name` in the config. Nothing is sent before something is asked for. `env` gives a variable of the environment, for what the
     /// settings leave out.
     ///
     /// # Errors
     /// What is wrong with the settings, and the mend.
     pub fn new(
+        name: Name,
         settings: &Settings,
         env: &dyn Fn(&str) -> Option<String>,
         clock: Clock,
@@ -78,6 +82,7 @@ impl Vault {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
             .map_err(|_| "the machine gives no random numbers")?;
         Ok(Self(Arc::new(Inner {
+            name,
             http: Http::new(settings, env)?,
             auth: Auth::new(settings.auth.clone(), env, clock.clone()),
             mounts: Mounts::default(),
@@ -89,11 +94,6 @@ impl Vault {
     /// Stays signed in, for as long as it is waited for.
     pub async fn keep(&self) {
         self.0.auth.keep(&self.0.http).await;
-    }
-
-    /// Signs out: what was leased ends.
-    pub async fn end(&self) {
-        self.0.auth.end(&self.0.http).await;
     }
 
     /// Asks as who we are. If that is refused, once more after another sign-in.
@@ -365,6 +365,10 @@ impl Backend for Vault {
 
     fn check(&self) -> BoxFuture<'_, Result<(), BackendError>> {
         Box::pin(self.health())
+    }
+
+    fn end(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.0.auth.end(&self.0.http))
     }
 
     fn writer(&self) -> Option<&dyn Writer> {

@@ -38,6 +38,9 @@ const QUEUE: Duration = Duration::from_secs(60);
 /// The lock that commands queue at, below the runtime folder.
 const QUEUED: &str = "commands.lock";
 
+/// How long signing out may take.
+const SIGN_OUT: Duration = Duration::from_secs(2);
+
 /// Everything that a command needs.
 #[derive(Debug)]
 pub struct Session {
@@ -284,6 +287,18 @@ impl Session {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.config.runtime.join(SOCKET)
+    }
+}
+
+impl Drop for Session {
+    /// What the command signed in for at a server ends with it.
+    fn drop(&mut self) {
+        if let Some(Peer::Stores { handler, .. }) = &self.peer {
+            let ended = async { tokio::time::timeout(SIGN_OUT, handler.end()).await };
+            if self.runtime.block_on(ended).is_err() {
+                tracing::warn!("a token was not revoked, and ends by itself");
+            }
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::backend::Reference;
 use crate::config::accounts::Accounts;
-use crate::config::check::backends::backend;
+use crate::config::check::backends::{backend, identities};
 use crate::config::check::rules::{rules, single_id};
 use crate::config::file::{Item, Report, Section};
 use crate::config::values::{self, ValueError};
@@ -54,7 +54,17 @@ mod keys {
         "jwt",
     ];
     pub(super) const SECRET_ID: &[&str] = &["file", "wrapped"];
-    pub(super) const SERVICE: &[&str] = &["source", "allow", "manage", "secrets"];
+    pub(super) const SERVICE: &[&str] = &["source", "allow", "manage", "auth", "secrets"];
+    pub(super) const SERVICE_AUTH: &[&str] = &[
+        "backend",
+        "method",
+        "mount",
+        "file",
+        "role_id",
+        "secret_id",
+        "role",
+        "jwt",
+    ];
     pub(super) const SECRET: &[&str] = &[
         "from",
         "mode",
@@ -90,10 +100,12 @@ fn sections(top: &Section<'_>, file: &Path, accounts: &dyn Accounts) -> Config {
         .iter()
         .map(|(name, item)| (name.clone(), backend(item)))
         .collect();
-    let services = members("services")
+    let items = members("services");
+    let services = items
         .iter()
         .map(|(name, item)| (name.clone(), service(item, &backends)))
         .collect();
+    let (services, backends) = identities(services, backends, &items);
     let config = Config {
         file: file.to_owned(),
         named: file.to_owned(),

@@ -142,8 +142,8 @@ pub struct DaemonStatus {
 /// A backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendStatus {
-    /// Its name in the config.
-    pub name: Name,
+    /// Its name in the config; with `@SERVICE` where that service signs in for itself.
+    pub name: String,
     /// Its `type`.
     pub kind: String,
     /// Why it cannot be used, if it cannot.

@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use jiff::Timestamp;
 use tokio::runtime;
 use tokio::sync::mpsc;
@@ -103,6 +103,12 @@ impl Handler {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         Self(Arc::new(parts))
+    }
+
+    /// The end of a command without a daemon: signs out of every server.
+    pub async fn end(&self) {
+        let backends = self.0.cache.backends().values();
+        join_all(backends.map(|backend| backend.end())).await;
     }
 }
 

@@ -202,7 +202,7 @@ impl Catalogue {
     /// The secrets whose value is, or could come to be, what is found at this reference's place.
     #[must_use]
     pub fn paths_from(&self, changed: &Reference) -> Vec<SecretPath> {
-        let same = |r: &Reference| r.backend == changed.backend && r.path == changed.path;
+        let same = |r: &Reference| r.same_place(changed);
         let mut paths = Vec::new();
         for (name, service) in &self.services {
             let path = |secret: &Name| SecretPath {
@@ -240,7 +240,7 @@ impl Catalogue {
             let source = service.source.as_ref();
             source.is_some_and(|source| {
                 source.shape == Shape::Fields
-                    && source.backend == changed.backend
+                    && source.backend.in_config() == changed.backend.in_config()
                     && source.folder.trim_end_matches('/') == changed.path
             })
         };

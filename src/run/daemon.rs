@@ -276,7 +276,10 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("runtime", old.runtime != new.runtime),
         ("state", old.state != new.state),
         ("user", old.user != new.user),
-        ("[backends]", old.backends != new.backends),
+        (
+            "[backends] or a service's `auth`",
+            old.backends != new.backends,
+        ),
         ("[audit]", old.audit != new.audit),
     ];
     changed

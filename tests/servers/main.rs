@@ -17,5 +17,6 @@ mod common;
 
 mod changing;
 mod harness;
+mod identities;
 mod network;
 mod reading;

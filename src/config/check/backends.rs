@@ -1,13 +1,15 @@
 //! `[backends.NAME]`: a section of keys for each `type`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{DURATION, keys, path, value};
+use super::{Backends, DURATION, keys, path, value};
 use crate::backend::vault::http_origin;
 use crate::backend::vault::settings::{ClientCertificate, Method, Settings};
 use crate::config::file::{Item, Section};
 use crate::config::values;
-use crate::config::{BackendConfig, StoreConfig};
+use crate::config::{BackendConfig, ServiceConfig, StoreConfig};
+use crate::secret::Name;
 
 /// Where Kubernetes puts a pod's token.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
@@ -140,9 +142,81 @@ fn vault(item: &Item<'_>) -> Option<Settings> {
     })
 }
 
+/// Has each service that signs in for itself do so: to it the backend is another one.
+pub(super) fn identities(
+    mut services: BTreeMap<Name, ServiceConfig>,
+    mut backends: Backends,
+    items: &[(Name, Item<'_>)],
+) -> (BTreeMap<Name, ServiceConfig>, Backends) {
+    for (name, item) in items {
+        let Some(item) = item.peek("auth") else {
+            continue;
+        };
+        let Some((backend, method)) = identity(&item, &backends) else {
+            continue;
+        };
+        let Some(Some(BackendConfig::Vault(settings))) = backends.get(&backend) else {
+            continue;
+        };
+        let settings = Settings {
+            auth: method,
+            ..settings.clone()
+        };
+        let own = backend.of_service(name);
+        if let Some(service) = services.get_mut(name) {
+            service.sign_in(&backend, &own);
+        }
+        backends.insert(own, Some(BackendConfig::Vault(settings)));
+    }
+    (services, backends)
+}
+
+/// A service's own way to sign in, and to which backend.
+fn identity(item: &Item<'_>, backends: &Backends) -> Option<(Name, Method)> {
+    let section = item.section(keys::SERVICE_AUTH)?;
+    let servers: Vec<&Name> = backends
+        .iter()
+        .filter(|(_, backend)| matches!(backend, Some(BackendConfig::Vault(_))))
+        .map(|(name, _)| name)
+        .filter(|name| name.as_str() == name.in_config())
+        .collect();
+    let named = match section.get("backend") {
+        Some(item) => {
+            let text = item.text("the name of a backend, as in \"vault\"")?;
+            let named = servers.iter().find(|name| name.as_str() == text);
+            if named.is_none() {
+                item.fail("no backend of type \"vault\" has this name");
+            }
+            *named?
+        }
+        None => {
+            match &servers[..] {
+                [only] => only,
+                [] => {
+                    item.fail("no backend is signed in to: add a section [backends.NAME] of type \"vault\"");
+                    return None;
+                }
+                _ => {
+                    section.need("backend", "the name of one of the servers");
+                    return None;
+                }
+            }
+        }
+    };
+    let method = method(item, &section)?;
+    if let Method::Token { file: None } = method {
+        section.need("file", "\"…\", the service's own token");
+        return None;
+    }
+    Some((named.clone(), method))
+}
+
 /// How we sign in. Each method has its own keys among those that are known.
-pub(super) fn auth(item: &Item<'_>) -> Option<Method> {
-    let section = item.section(keys::AUTH)?;
+fn auth(item: &Item<'_>) -> Option<Method> {
+    method(item, &item.section(keys::AUTH)?)
+}
+
+fn method(item: &Item<'_>, section: &Section<'_>) -> Option<Method> {
     let method = section.need(
         "method",
         "\"token\", \"approle\", \"jwt\", \"kubernetes\" or \"cert\"",
@@ -161,14 +235,14 @@ pub(super) fn auth(item: &Item<'_>) -> Option<Method> {
         }
     };
     for key in keys::AUTH.iter().filter(|key| **key != "method") {
-        if let Some(item) = section.get(key).filter(|_| !takes.contains(key)) {
+        if let Some(item) = item.peek(key).filter(|_| !takes.contains(key)) {
             item.fail(format!(
                 "method = \"{name}\" does not take it: it takes `{}`",
                 takes.join("`, `")
             ));
         }
     }
-    let mount = word(&section, "mount").map(|mount| mount.trim_matches('/').to_owned());
+    let mount = word(section, "mount").map(|mount| mount.trim_matches('/').to_owned());
     let mount = mount.unwrap_or_else(|| name.to_owned());
     Some(match name {
         "token" => Method::Token {
@@ -179,7 +253,7 @@ pub(super) fn auth(item: &Item<'_>) -> Option<Method> {
         },
         "approle" => {
             let role_id = section.need("role_id", "\"…\"");
-            let role_id = role_id.and_then(|_| word(&section, "role_id"));
+            let role_id = role_id.and_then(|_| word(section, "role_id"));
             let secret_id = section.need("secret_id", "{ file = \"/etc/secretfs/secret-id\" }");
             let secret_id = secret_id.and_then(|item| {
                 let section = item.section(keys::SECRET_ID)?;
@@ -197,7 +271,7 @@ pub(super) fn auth(item: &Item<'_>) -> Option<Method> {
         }
         "cert" => Method::Certificate {
             mount,
-            role: word(&section, "role"),
+            role: word(section, "role"),
         },
         kind => {
             let jwt = match (section.get("jwt"), kind) {
@@ -208,7 +282,7 @@ pub(super) fn auth(item: &Item<'_>) -> Option<Method> {
                     None
                 }
             };
-            let role = word(&section, "role");
+            let role = word(section, "role");
             if kind == "kubernetes" && role.is_none() {
                 section.need("role", "\"…\", the role that the server knows");
             }

@@ -1,9 +1,10 @@
 //! Every mistake that a config can hold, and what is said about it.
 
 use super::*;
-use crate::backend::vault::settings::{Method, Settings};
 use crate::config::{ConfigErrors, IdSpec, accounts};
 use crate::sys::{Gid, Uid};
+
+mod servers;
 
 const STORE: &str = "[backends.local]\ntype = \"store\"\npath = \"/s/store.age\"\n";
 
@@ -160,79 +161,6 @@ fn the_example_is_a_config_and_shows_every_key() {
     }
 }
 
-#[test]
-fn a_server_is_reached_and_signed_in_to_as_the_config_says() {
-    let vault = |section: &str| {
-        let config = parse(&format!("[backends.vault]\ntype = \"vault\"\n{section}")).unwrap();
-        match config.backends.into_values().next() {
-            Some(BackendConfig::Vault(settings)) => settings,
-            other => panic!("{other:?}"),
-        }
-    };
-    let bare = vault("");
-    assert_eq!(bare.auth, Method::Token { file: None });
-    assert_eq!((bare.address, bare.poll), (None, Settings::POLL));
-    let given = vault("address = \"https://v.example:8200/\"\nnamespace = \"a/\"\npoll = \"0\"");
-    assert_eq!(given.address.as_deref(), Some("https://v.example:8200"));
-    assert_eq!(given.namespace.as_deref(), Some("a"));
-    assert_eq!(given.poll, Duration::ZERO);
-    let file = |path: &str| PathBuf::from(path);
-    for (auth, expected) in [
-        (
-            r#"{ method = "token", file = "/t" }"#,
-            Method::Token {
-                file: Some(file("/t")),
-            },
-        ),
-        (
-            r#"{ method = "approle", mount = "a/b/", role_id = "r", secret_id = { file = "/s", wrapped = true } }"#,
-            Method::AppRole {
-                mount: "a/b".into(),
-                role_id: "r".into(),
-                secret_id: file("/s"),
-                wrapped: true,
-            },
-        ),
-        (
-            r#"{ method = "jwt", jwt = { file = "/j" } }"#,
-            Method::Jwt {
-                mount: "jwt".into(),
-                role: None,
-                jwt: file("/j"),
-            },
-        ),
-        (
-            r#"{ method = "kubernetes", role = "r" }"#,
-            Method::Jwt {
-                mount: "kubernetes".into(),
-                role: Some("r".into()),
-                jwt: file("/var/run/secrets/kubernetes.io/serviceaccount/token"),
-            },
-        ),
-    ] {
-        assert_eq!(vault(&format!("auth = {auth}")).auth, expected, "{auth}");
-    }
-    let cert = "auth = { method = \"cert\" }\nclient = { certificate = \"/c\", key = \"/k\" }";
-    let Method::Certificate { mount, role: None } = vault(cert).auth else {
-        panic!("{cert}");
-    };
-    assert_eq!(mount, "cert");
-}
-
-#[test]
-fn what_a_server_has_is_a_record_s_fields_or_the_records_of_a_folder() {
-    let config = parse(
-        "[backends.v]\ntype = \"vault\"\n[services.a]\nsource = \"v:secret/a\"\n[services.b]\nsource = \"v:secret/b/\"",
-    )
-    .unwrap();
-    let reference = |service: &str| {
-        let source = config.services[service].source.clone();
-        source.unwrap().reference(&"x".parse().unwrap()).to_string()
-    };
-    assert_eq!(reference("a"), "v:secret/a#x");
-    assert_eq!(reference("b"), "v:secret/b/x#.");
-}
-
 /// What stands after the store, and what the error must say: line, key and mend.
 const WRONG: &[(&str, &str)] = &[
     (
@@ -275,6 +203,18 @@ const WRONG: &[(&str, &str)] = &[
     (
         "[backends.v]\ntype = \"vault\"\nauth = { method = \"cert\" }",
         "c.toml:4: backends.v: signing in by certificate needs one",
+    ),
+    (
+        "[services.a]\nsource = \"local:a\"\nauth = { method = \"token\", file = \"/t\" }",
+        "c.toml:6: services.a.auth: no backend is signed in to",
+    ),
+    (
+        "[backends.v]\ntype = \"vault\"\n[services.a]\nsource = \"v:a\"\nauth = { method = \"token\" }",
+        "c.toml:8: services.a.auth: `file` is missing",
+    ),
+    (
+        "[backends.v]\ntype = \"vault\"\n[services.a]\nsource = \"v:a\"\nauth = { backend = \"w\", method = \"token\" }",
+        "c.toml:8: services.a.auth.backend: no backend of type",
     ),
     (
         "[backends.v]\ntype = \"vault\"\n[defaults]\nsource = \"v\"",

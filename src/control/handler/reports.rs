@@ -65,7 +65,7 @@ impl Job<'_> {
                     Err(_) => Some(format!("no answer within {PATIENCE:?}")),
                 };
                 BackendStatus {
-                    name: name.clone(),
+                    name: name.to_string(),
                     kind: backend.kind().to_owned(),
                     trouble,
                     secrets: self.parts.stores.get(name).map(|store| store.len()),
