@@ -171,6 +171,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let session = session.map_err(RunError::system("the FUSE session"))?;
     let audit = wired.audit.clone();
     let lookup = Arc::new(Procfs::default());
+    let tree = Arc::clone(&wired.tree);
     let handler = Arc::new(wired.handler(Some(running.clone())));
     let listener = UnixListener::from(inherited.control);
     let served = runtime.block_on(async {
@@ -193,6 +194,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         tokio::spawn(async move {
             watch::run(&watching.file(), watching.watched(), || looking.look()).await;
         });
+        tokio::spawn(tree.keep_up());
         let mut lost = await_end(session)?;
         let mut accounts = tokio::time::interval(ACCOUNT_FILES);
         accounts.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

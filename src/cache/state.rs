@@ -1,16 +1,17 @@
 //! What the cache holds, behind its one lock: rules 6, 7 and what decides over rule 9.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use tokio::sync::watch;
 
-use super::ask::Found;
+use super::ask::Cut;
 use super::earlier::Held;
 use super::flights::{Flight, Flights};
 use super::names::{Folder, Listing};
+use super::records::{Record, Records};
 use super::{BUDGET, Binding, Generation, Names};
 use crate::backend::{BackendError, Reference, Version};
 use crate::secret::SecretPath;
@@ -21,8 +22,12 @@ pub(super) struct State {
     number: u64,
     /// Values, the one used last first.
     pub(super) values: LruCache<SecretPath, Kept>,
-    /// The bytes in `values`.
-    pub(super) bytes: usize,
+    /// The bytes in `values` that are not shared with a record.
+    own_bytes: usize,
+    /// What the values were cut from.
+    pub(super) records: Records,
+    /// Secrets whose value went because of a record that came for another one.
+    pub(super) overtaken: HashSet<SecretPath>,
     /// What was last shown of each secret, also after its value was dropped.
     shown: HashMap<SecretPath, Shown>,
     /// Fetches under way.
@@ -40,9 +45,22 @@ pub(super) struct State {
 pub(super) struct Kept {
     pub(super) generation: Arc<Generation>,
     pub(super) binding: Arc<Binding>,
+    /// What it was cut from. As long as this is kept, so is the record.
+    pub(super) record: Arc<Record>,
+    /// When the oldest of the answers was given that it rests on.
     pub(super) fetched: Instant,
     /// Each place that was asked for it announces its changes.
     pub(super) forever: bool,
+}
+
+impl Kept {
+    /// The bytes that are not its record's.
+    fn own_bytes(&self) -> usize {
+        match self.generation.reference.field {
+            Some(_) => self.generation.value.len(),
+            None => 0,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -69,7 +87,9 @@ impl State {
         Self {
             number,
             values: LruCache::unbounded(),
-            bytes: 0,
+            own_bytes: 0,
+            records: Records::default(),
+            overtaken: HashSet::new(),
             shown: HashMap::new(),
             flights: Flights::default(),
             held: Held::default(),
@@ -107,7 +127,12 @@ impl State {
     }
 
     /// What becomes of what flight `number` found (rules 5 and 9).
-    pub(super) fn arrive(&mut self, path: &SecretPath, number: u64, found: &Found) -> Arrival {
+    pub(super) fn arrive(
+        &mut self,
+        path: &SecretPath,
+        number: u64,
+        found: &Result<Cut, BackendError>,
+    ) -> Arrival {
         let changes = match found {
             Ok(_) | Err(BackendError::Absent(_) | BackendError::Refused(_)) => true,
             Err(
@@ -131,11 +156,11 @@ impl State {
     }
 
     /// Whether this is what is kept already.
-    fn agrees(&self, path: &SecretPath, found: &Found) -> bool {
+    fn agrees(&self, path: &SecretPath, found: &Result<Cut, BackendError>) -> bool {
         match (self.values.peek(path), found) {
-            (Some(kept), Ok((reference, fetched))) => {
+            (Some(kept), Ok(cut)) => {
                 let kept = &kept.generation;
-                kept.version == fetched.version && kept.reference == *reference
+                kept.version == cut.version && kept.reference == cut.reference
             }
             (kept, found) => kept.is_none() && found.is_err(),
         }
@@ -182,15 +207,25 @@ impl State {
         number
     }
 
+    /// The bytes that are held.
+    pub(super) fn bytes(&self) -> usize {
+        self.own_bytes + self.records.bytes
+    }
+
     /// Rule 7.
     pub(super) fn keep(&mut self, path: &SecretPath, kept: Kept) {
-        self.bytes += kept.generation.value.len();
+        self.own_bytes += kept.own_bytes();
+        self.records.used(&kept.record, path);
+        let key = Arc::clone(&kept.record.key);
         if let Some(old) = self.values.put(path.clone(), kept) {
-            self.dropped(path, &old.generation);
+            self.dropped(path, &old, old.record.key != key);
         }
-        while self.bytes > BUDGET && self.values.len() > 1 {
+        while self.bytes() > BUDGET && self.values.len() > 1 {
+            if self.records.drop_unused() {
+                continue;
+            }
             if let Some((path, old)) = self.values.pop_lru() {
-                self.dropped(&path, &old.generation);
+                self.dropped(&path, &old, true);
             }
         }
     }
@@ -201,7 +236,7 @@ impl State {
 
     pub(super) fn take_value(&mut self, path: &SecretPath) -> Option<Kept> {
         let old = self.values.pop(path)?;
-        self.dropped(path, &old.generation);
+        self.dropped(path, &old, true);
         Some(old)
     }
 
@@ -209,11 +244,15 @@ impl State {
         self.shown.keys()
     }
 
-    fn dropped(&mut self, path: &SecretPath, generation: &Arc<Generation>) {
-        self.bytes -= generation.value.len();
+    /// `left` if no other value for the same secret is cut from the same record.
+    fn dropped(&mut self, path: &SecretPath, old: &Kept, left: bool) {
+        self.own_bytes -= old.own_bytes();
+        if left {
+            self.records.unused(&old.record, path);
+        }
         // Somebody has it open: who asks for this version gets the same generation (rule 10).
-        if Arc::strong_count(generation) > 1 {
-            self.held.remember(path, generation);
+        if Arc::strong_count(&old.generation) > 1 {
+            self.held.remember(path, &old.generation);
         }
     }
 
