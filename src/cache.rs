@@ -22,6 +22,12 @@
 //! 11. What a backend gave at one place is one record, and the fields of it that secrets show are of one fetch and one
 //!     version, whichever was asked for first: they grow old at the same moment, and when the record is found changed for
 //!     one of them, the others do not show the one before any longer. For records, too, rules 2, 5, 7 and 9 hold.
+//! 12. A leased value, one that a backend made for us and that ends, is served whatever the TTL and never asked for just to
+//!     see whether it changed. At two thirds of its time its lease is renewed, if somebody has asked for it since or has it
+//!     open. At 85 % of it, where it cannot be renewed or does not get its whole time any more, another one takes its
+//!     place, which is a new generation: the next reader asks for it, or [`Cache::tend`] does where it is in use. While the backend
+//!     cannot be reached it is served until its lease ends, and not after. What was superseded ends by itself; when all
+//!     secrets that have shown it are taken away, or the daemon stops for good ([`Cache::end`]), it is revoked.
 //!
 //! Lists of names follow rules 1, 2, 3 and 5. While a backend cannot be reached the list that it last gave stands in,
 //! however old: it shows no value, and without it nobody would come as far as rule 4.
@@ -43,10 +49,12 @@ mod ask;
 mod earlier;
 mod flights;
 mod health;
+mod leases;
 mod names;
 mod reading;
 mod records;
 mod state;
+mod tending;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -120,6 +128,8 @@ pub struct Cache {
     health: Health,
     /// Wakes who waits for secrets that were overtaken.
     overtaken: Notify,
+    /// Wakes who tends the leases.
+    tending: Arc<Notify>,
 }
 
 /// Figures for `status`.
@@ -131,6 +141,8 @@ pub struct Figures {
     pub bytes: usize,
     /// Fetches under way.
     pub flights: usize,
+    /// Leases that have not ended.
+    pub leases: usize,
 }
 
 impl Cache {
@@ -143,13 +155,16 @@ impl Cache {
         epoch: u32,
         clock: Clock,
     ) -> Self {
+        let tending = Arc::new(Notify::new());
+        let state = State::new(u64::from(epoch) << 32, Arc::clone(&tending));
         Self {
             backends,
             times: Mutex::new(times),
             clock,
-            state: Mutex::new(State::new(u64::from(epoch) << 32)),
+            state: Mutex::new(state),
             health: Health::default(),
             overtaken: Notify::new(),
+            tending,
         }
     }
 
@@ -227,6 +242,9 @@ impl Cache {
             .filter_map(|path| state.take_value(path))
             .collect();
         state.records.forget_for(&which);
+        if state.leases.forget_for(&which) {
+            self.tending.notify_one();
+        }
         drop(state);
         // Wiping takes its time, and readers of other secrets wait for the lock.
         drop(gone);
@@ -258,6 +276,7 @@ impl Cache {
             values: state.values.len(),
             bytes: state.bytes(),
             flights: state.flights.len(),
+            leases: state.leases.len(),
         }
     }
 
@@ -427,8 +446,9 @@ impl Cache {
             .values
             .peek(path)
             .filter(|kept| kept.binding.references == binding.references)?;
-        let age = self.clock.now().saturating_duration_since(kept.fetched);
-        (age < ttl.saturating_add(binding.stale)).then(|| Arc::clone(&kept.generation))
+        let longest = ttl.saturating_add(binding.stale);
+        kept.may_be_stale(self.clock.now(), longest)
+            .then(|| Arc::clone(&kept.generation))
     }
 
     /// How long a value is served without asking again.

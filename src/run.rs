@@ -171,7 +171,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let session = session.map_err(RunError::system("the FUSE session"))?;
     let audit = wired.audit.clone();
     let lookup = Arc::new(Procfs::default());
-    let tree = Arc::clone(&wired.tree);
+    let (tree, cache) = (Arc::clone(&wired.tree), Arc::clone(&wired.cache));
     let handler = Arc::new(wired.handler(Some(running.clone())));
     let listener = UnixListener::from(inherited.control);
     let served = runtime.block_on(async {
@@ -195,6 +195,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
             watch::run(&watching.file(), watching.watched(), || looking.look()).await;
         });
         tokio::spawn(tree.keep_up());
+        let tending = tokio::spawn(Arc::clone(&cache).tend());
         let mut lost = await_end(session)?;
         let mut accounts = tokio::time::interval(ACCOUNT_FILES);
         accounts.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -209,7 +210,9 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
             }
         };
         drop(end);
-        let _ = tokio::time::timeout(DRAIN, control).await;
+        tending.abort();
+        let control = tokio::time::timeout(DRAIN, control);
+        let (_, ()) = tokio::join!(control, cache.end(DRAIN));
         why
     });
     if let Err(error) = audit.close(DRAIN) {

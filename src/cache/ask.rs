@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
+use super::leases::Leased;
 use super::reading::too_large;
 use super::records::{Record, Since};
 use super::{Binding, Cache, Generation};
@@ -110,7 +111,7 @@ impl Cache {
             };
             let found = self.backend(&asked)?.read(&asked).await;
             self.health.heard(&asked.backend, &found);
-            match found.and_then(|fetched| fit(&asked, fetched)) {
+            match found.and_then(|fetched| self.fit(&asked, fetched)) {
                 Ok(fetched) => return Ok((reference.clone(), fetched)),
                 Err(error @ BackendError::Absent(_)) => absent = error,
                 Err(error) => return Err(error),
@@ -125,7 +126,28 @@ impl Cache {
             .backend(reference)?
             .previous(reference, current)
             .await?;
-        Ok((reference.clone(), fit(reference, fetched)?))
+        Ok((reference.clone(), self.fit(reference, fetched)?))
+    }
+
+    /// The part of an earlier value that is shown, if it may be. What is leased has none: one that is made anew for the
+    /// question is ended at once.
+    fn fit(&self, reference: &Reference, fetched: Fetched) -> Result<Fetched, BackendError> {
+        if let Some(lease) = fetched.lease {
+            let lease = Leased::new(&Arc::new(reference.clone()), lease, self.clock.now());
+            self.state().leases.revoke(lease);
+            self.tending.notify_one();
+            return Err(BackendError::Absent(reference.to_string()));
+        }
+        if fetched.value.len() > MAX_VALUE {
+            return Err(too_large(reference));
+        }
+        match &reference.field {
+            Some(field) => Ok(Fetched {
+                value: backend::field(&fetched.value, field)?,
+                ..fetched
+            }),
+            None => Ok(fetched),
+        }
     }
 
     pub(super) fn backend(&self, reference: &Reference) -> Result<&Arc<dyn Backend>, BackendError> {
@@ -179,18 +201,4 @@ fn cut(reference: &Reference, record: Arc<Record>) -> Result<Cut, BackendError> 
         modified: content.modified,
         record,
     })
-}
-
-/// The part of what was fetched that is shown, if it may be.
-fn fit(reference: &Reference, fetched: Fetched) -> Result<Fetched, BackendError> {
-    if fetched.value.len() > MAX_VALUE {
-        return Err(too_large(reference));
-    }
-    match &reference.field {
-        Some(field) => Ok(Fetched {
-            value: backend::field(&fetched.value, field)?,
-            ..fetched
-        }),
-        None => Ok(fetched),
-    }
 }

@@ -1,9 +1,11 @@
 //! Fetching records: one flight for each, whoever wants a field of it.
 
 use std::sync::{Arc, MutexGuard};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
+use super::leases::Leased;
 use super::records::{Answer, Content, Landing, Record, Since};
 use super::state::State;
 use super::{Cache, given_up, too_late};
@@ -30,17 +32,37 @@ impl Cache {
             let (ttl, now) = (self.times().ttl, self.clock.now());
             let mut state = self.state();
             if let Some(record) = state.records.find(&key, since, now, ttl) {
+                if let Some(lease) = &record.lease {
+                    lease.make_for(path);
+                }
                 return Ok(record);
             }
             match state.records.join(&key, since, path) {
                 Some(landed) => landed,
-                None => self.begin_record(state, &key, backend, path),
+                None => {
+                    let paths = std::slice::from_ref(path);
+                    self.begin_record(state, &key, backend, paths, true)
+                }
             }
         };
-        match landed.wait_for(Option::is_some).await {
-            Ok(answer) => answer.clone().unwrap_or_else(|| Err(given_up())),
-            Err(_) => Err(given_up()),
-        }
+        arrival(&mut landed).await
+    }
+
+    /// Has a new lease in the place of the one at `key`, for the secrets that show it. Who watches them is told.
+    pub(super) async fn replace(
+        self: &Arc<Self>,
+        key: &Arc<Reference>,
+        paths: &[SecretPath],
+    ) -> Result<(), BackendError> {
+        let backend = Arc::clone(self.backend(key)?);
+        let mut landed = {
+            let state = self.state();
+            match state.records.under_way(key) {
+                Some(landed) => landed,
+                None => self.begin_record(state, key, backend, paths, false),
+            }
+        };
+        arrival(&mut landed).await.map(drop)
     }
 
     /// Begins a flight, which all who want the record from now on may join.
@@ -49,11 +71,12 @@ impl Cache {
         mut state: MutexGuard<'_, State>,
         key: &Arc<Reference>,
         backend: Arc<dyn Backend>,
-        path: &SecretPath,
+        paths: &[SecretPath],
+        waiting: bool,
     ) -> watch::Receiver<Option<Answer>> {
         let (flight, land) = state.begin();
         let (number, landed) = (flight.number, land.subscribe());
-        state.records.add(key, flight, path);
+        state.records.add(key, flight, paths, waiting);
         drop(state);
         let (cache, key) = (Arc::clone(self), Arc::clone(key));
         // A task of its own: it is not the question of one secret alone.
@@ -74,10 +97,11 @@ impl Cache {
         let timeout = self.times().timeout;
         let flying = async {
             loop {
+                let asked = self.clock.now();
                 let fetched = backend.read(key).await;
                 self.health.heard(&key.backend, &fetched);
                 let forever = backend.announces_changes();
-                let answer = self.recorded(key, number, forever, fetched);
+                let answer = self.recorded(key, (number, asked), forever, fetched);
                 match self.land_record(key, number, answer) {
                     Ok(answer) => return answer,
                     Err(again) => number = again,
@@ -105,7 +129,15 @@ impl Cache {
         let (ttl, now) = (self.times().ttl, self.clock.now());
         // Of a "no" whoever reads next hears; to have it asked for again at once would help nobody.
         let told = answer.is_ok();
+        let lease = answer.as_ref().ok().and_then(|record| record.lease.clone());
+        let leased = lease.is_some();
         let mut state = self.state();
+        let revoked = state.records.was_revoked(number);
+        match lease {
+            Some(lease) if revoked => state.leases.revoke(lease),
+            Some(lease) => state.leases.add(lease),
+            None => {}
+        }
         match state.records.land(key, number, answer) {
             Landing::Again => {
                 let again = state.next_number();
@@ -115,12 +147,12 @@ impl Cache {
             Landing::Taken {
                 answer,
                 outdated,
-                wanted_by,
+                waiting,
             } => {
                 for path in outdated {
                     state.drop_value(&path);
                     // Who waits for the record sees for himself.
-                    if told && !wanted_by.contains(&path) {
+                    if told && !waiting.contains(&path) {
                         state.overtaken.insert(path);
                     }
                 }
@@ -130,29 +162,36 @@ impl Cache {
                 if some {
                     self.overtaken.notify_one();
                 }
+                if leased {
+                    self.tending.notify_one();
+                }
                 Ok(answer)
             }
         }
     }
 
-    /// What was fetched, as a record. Without a time of the backend's it is as old as its fetch.
+    /// What was fetched, as a record, by a flight of this number that asked at that time. Without a time of the backend's it is as old as its fetch.
     fn recorded(
         &self,
         key: &Arc<Reference>,
-        number: u64,
+        (number, asked): (u64, Instant),
         forever: bool,
         fetched: Result<Fetched, BackendError>,
     ) -> Answer {
+        let mut lease = None;
         let content = match fetched {
             Ok(fetched) if fetched.value.len() > MAX_VALUE => {
                 return Err(too_large(key));
             }
-            Ok(fetched) => Ok(Content {
-                value: Arc::new(fetched.value),
-                version: fetched.version,
-                modified: fetched.modified.unwrap_or_else(|| self.clock.timestamp()),
-                description: fetched.description,
-            }),
+            Ok(fetched) => {
+                lease = fetched.lease.map(|lease| Leased::new(key, lease, asked));
+                Ok(Content {
+                    value: Arc::new(fetched.value),
+                    version: fetched.version,
+                    modified: fetched.modified.unwrap_or_else(|| self.clock.timestamp()),
+                    description: fetched.description,
+                })
+            }
             Err(BackendError::Absent(why)) => Err(why),
             Err(error) => return Err(error),
         };
@@ -162,6 +201,7 @@ impl Cache {
             fetched: self.clock.now(),
             forever,
             content,
+            lease,
         }))
     }
 
@@ -183,6 +223,14 @@ impl Cache {
         std::mem::take(&mut self.state().overtaken)
             .into_iter()
             .collect()
+    }
+}
+
+/// What a flight brings, when it does.
+async fn arrival(landed: &mut watch::Receiver<Option<Answer>>) -> Answer {
+    match landed.wait_for(Option::is_some).await {
+        Ok(answer) => answer.clone().unwrap_or_else(|| Err(given_up())),
+        Err(_) => Err(given_up()),
     }
 }
 

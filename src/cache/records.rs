@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::flights::Flight;
+use super::leases::Leased;
 use crate::backend::{BackendError, Reference, Version};
 use crate::secret::{SecretBytes, SecretPath};
 
@@ -27,6 +28,8 @@ pub(super) struct Record {
     pub(super) forever: bool,
     /// What is there, or in which words the backend said that there is nothing.
     pub(super) content: Result<Content, String>,
+    /// How long it lives, if the backend made it for us.
+    pub(super) lease: Option<Arc<Leased>>,
 }
 
 /// What is in a record.
@@ -52,13 +55,21 @@ pub(super) enum Since {
 }
 
 impl Record {
-    /// Rule 1, for records.
+    /// Rules 1 and 12, for records.
     pub(super) fn is_young(&self, now: Instant, ttl: Duration) -> bool {
-        self.forever || now.saturating_duration_since(self.fetched) < ttl
+        match &self.lease {
+            Some(lease) => lease.is_current(now),
+            None => self.forever || now.saturating_duration_since(self.fetched) < ttl,
+        }
     }
 
-    /// Whether the same is there.
+    /// Whether the same is there. What is leased is not made twice.
     pub(super) fn agrees(&self, other: &Self) -> bool {
+        match (&self.lease, &other.lease) {
+            (Some(ours), Some(theirs)) => return Arc::ptr_eq(ours, theirs),
+            (None, None) => {}
+            (Some(_), None) | (None, Some(_)) => return false,
+        }
         match (&self.content, &other.content) {
             (Ok(ours), Ok(theirs)) => {
                 ours.version == theirs.version && ours.value.expose() == theirs.value.expose()
@@ -84,6 +95,8 @@ pub(super) struct Records {
     /// How many were unused when they were last looked through.
     swept: usize,
     flights: HashMap<Arc<Reference>, Vec<UnderWay>>,
+    /// Flights whose answer nobody may have any more: a lease that they bring is revoked.
+    revoked: HashSet<u64>,
     /// The bytes in the table.
     pub(super) bytes: usize,
 }
@@ -102,6 +115,8 @@ struct UnderWay {
     crossed: bool,
     /// The secrets that it is for.
     wanted_by: Vec<SecretPath>,
+    /// Those of them of whom somebody waits for it.
+    waiting: Vec<SecretPath>,
 }
 
 /// What becomes of what a flight brought.
@@ -113,7 +128,7 @@ pub(super) enum Landing {
         /// The secrets that show something else.
         outdated: Vec<SecretPath>,
         /// Those of whom somebody waits for it, and will see.
-        wanted_by: Vec<SecretPath>,
+        waiting: Vec<SecretPath>,
     },
     /// It crossed another one that brought something else: ask once more.
     Again,
@@ -152,26 +167,44 @@ impl Records {
             Since::After(number) => last.flight.number > number,
         };
         let landed = answers.then(|| last.flight.join()).flatten()?;
-        if !last.wanted_by.contains(path) {
-            last.wanted_by.push(path.clone());
+        for paths in [&mut last.wanted_by, &mut last.waiting] {
+            if !paths.contains(path) {
+                paths.push(path.clone());
+            }
         }
         Some(landed)
     }
 
-    /// Adds a flight that begins now. Those whose task died are gone.
-    pub(super) fn add(&mut self, key: &Arc<Reference>, flight: Flight<Answer>, path: &SecretPath) {
+    /// The flight that began last.
+    pub(super) fn under_way(&self, key: &Reference) -> Option<watch::Receiver<Option<Answer>>> {
+        self.flights.get(key)?.last()?.flight.join()
+    }
+
+    /// Adds a flight that begins now, for these secrets. Those whose task died are gone.
+    pub(super) fn add(
+        &mut self,
+        key: &Arc<Reference>,
+        flight: Flight<Answer>,
+        paths: &[SecretPath],
+        waiting: bool,
+    ) {
         let flights = self.flights.entry(Arc::clone(key)).or_default();
         flights.retain(|other| other.flight.join().is_some());
         flights.push(UnderWay {
             flight,
             crossed: false,
-            wanted_by: vec![path.clone()],
+            wanted_by: paths.to_vec(),
+            waiting: match waiting {
+                true => paths.to_vec(),
+                false => Vec::new(),
+            },
         });
     }
 
     /// Takes out a flight that brings nothing any more.
     pub(super) fn remove(&mut self, key: &Reference, number: u64) {
         self.take_flight(key, number);
+        self.revoked.remove(&number);
     }
 
     /// Has a flight begin again, as number `again`.
@@ -188,6 +221,11 @@ impl Records {
         let flights = self.flights.get(key);
         let mut flights = flights.into_iter().flatten();
         let ours = flights.find(|other| other.flight.number == number);
+        if let (Some(ours), Ok(record)) = (ours, &answer)
+            && let Some(lease) = &record.lease
+        {
+            ours.wanted_by.iter().for_each(|path| lease.make_for(path));
+        }
         let changes = match &answer {
             Ok(_) | Err(BackendError::Absent(_) | BackendError::Refused(_)) => true,
             Err(
@@ -195,15 +233,29 @@ impl Records {
             ) => false,
         };
         let counts = changes && ours.is_some();
-        if counts && ours.is_some_and(|ours| ours.crossed) && !self.is_held(key, &answer) {
+        // Of two leases both are good, and it is known which was asked for later.
+        if let (true, Some(held)) = (counts, self.table.get(key))
+            && let (Some(_), Ok(record)) = (&held.record.lease, &answer)
+            && record.lease.is_some()
+        {
+            if held.record.began > number {
+                let answer = Ok(Arc::clone(&held.record));
+                let waiting = self.take_flight(key, number);
+                return Landing::Taken {
+                    answer,
+                    outdated: Vec::new(),
+                    waiting,
+                };
+            }
+        } else if counts && ours.is_some_and(|ours| ours.crossed) && !self.is_held(key, &answer) {
             return Landing::Again;
         }
-        let wanted_by = self.take_flight(key, number);
+        let waiting = self.take_flight(key, number);
         if !counts {
             return Landing::Taken {
                 answer,
                 outdated: Vec::new(),
-                wanted_by,
+                waiting,
             };
         }
         for other in self.flights.get_mut(key).into_iter().flatten() {
@@ -219,7 +271,7 @@ impl Records {
         Landing::Taken {
             answer,
             outdated,
-            wanted_by,
+            waiting,
         }
     }
 
@@ -282,7 +334,7 @@ impl Records {
         if flights.is_empty() {
             self.flights.remove(key);
         }
-        taken.map_or_else(Vec::new, |taken| taken.wanted_by)
+        taken.map_or_else(Vec::new, |taken| taken.waiting)
     }
 
     /// What is held where this record was found, if that is another one by now and says something else.
@@ -360,14 +412,40 @@ impl Records {
 
     /// Forgets flights that are for none but these secrets, and records that no secret is cut from.
     pub(super) fn forget_for(&mut self, which: impl Fn(&SecretPath) -> bool) {
+        let revoked = &mut self.revoked;
         self.flights.retain(|_, flights| {
             flights.retain_mut(|under_way| {
                 under_way.wanted_by.retain(|path| !which(path));
+                if under_way.wanted_by.is_empty() {
+                    revoked.insert(under_way.flight.number);
+                }
                 !under_way.wanted_by.is_empty()
             });
             !flights.is_empty()
         });
         while self.drop_unused() {}
+    }
+
+    /// Whether the answer of this flight is one that nobody may have. To be asked once, when it has landed.
+    pub(super) fn was_revoked(&mut self, number: u64) -> bool {
+        self.revoked.remove(&number)
+    }
+
+    /// Whether this lease is that of a record that is held.
+    pub(super) fn has_lease(&self, lease: &Arc<Leased>) -> bool {
+        let held = self.table.get(&lease.key);
+        let ours = held.and_then(|held| held.record.lease.as_ref());
+        ours.is_some_and(|ours| Arc::ptr_eq(ours, lease))
+    }
+
+    /// Takes out the records whose lease has ended, and says who used them.
+    pub(super) fn take_ended(&mut self, now: Instant) -> Vec<SecretPath> {
+        let ended = self.table.values().filter_map(|held| {
+            let lease = held.record.lease.as_ref()?;
+            (!lease.is_alive(now)).then(|| Arc::clone(&held.record.key))
+        });
+        let ended: Vec<_> = ended.collect();
+        ended.iter().flat_map(|key| self.take(key)).collect()
     }
 
     #[cfg(test)]
@@ -390,6 +468,7 @@ fn same_bytes(old: &Record, new: Arc<Record>) -> Arc<Record> {
                 modified: theirs.modified,
                 description: theirs.description.clone(),
             }),
+            lease: None,
         }),
         _ => new,
     }

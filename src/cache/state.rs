@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::ask::Cut;
 use super::earlier::Held;
 use super::flights::{Flight, Flights};
+use super::leases::{Leased, Leases};
 use super::names::{Folder, Listing};
 use super::records::{Record, Records};
 use super::{BUDGET, Binding, Generation, Names};
@@ -26,6 +27,10 @@ pub(super) struct State {
     own_bytes: usize,
     /// What the values were cut from.
     pub(super) records: Records,
+    /// What backends made for us.
+    pub(super) leases: Leases,
+    /// Wakes who tends the leases.
+    tending: Arc<Notify>,
     /// Secrets whose value went because of a record that came for another one.
     pub(super) overtaken: HashSet<SecretPath>,
     /// What was last shown of each secret, also after its value was dropped.
@@ -54,6 +59,21 @@ pub(super) struct Kept {
 }
 
 impl Kept {
+    /// Whether its value was made under this lease.
+    pub(super) fn is_of(&self, lease: &Arc<Leased>) -> bool {
+        let ours = self.record.lease.as_ref();
+        ours.is_some_and(|ours| Arc::ptr_eq(ours, lease))
+    }
+
+    /// Rules 4 and 12: whether it may stand in for a backend that cannot be reached. A lease that has ended is not old
+    /// but dead.
+    pub(super) fn may_be_stale(&self, now: Instant, longest: Duration) -> bool {
+        match &self.record.lease {
+            Some(lease) => lease.is_alive(now),
+            None => now.saturating_duration_since(self.fetched) < longest,
+        }
+    }
+
     /// The bytes that are not its record's.
     fn own_bytes(&self) -> usize {
         match self.generation.reference.field {
@@ -83,12 +103,14 @@ pub(super) enum Arrival {
 
 impl State {
     /// Nothing yet; the first number given is the one after `number`.
-    pub(super) fn new(number: u64) -> Self {
+    pub(super) fn new(number: u64, tending: Arc<Notify>) -> Self {
         Self {
             number,
             values: LruCache::unbounded(),
             own_bytes: 0,
             records: Records::default(),
+            leases: Leases::default(),
+            tending,
             overtaken: HashSet::new(),
             shown: HashMap::new(),
             flights: Flights::default(),
@@ -110,7 +132,7 @@ impl State {
         self.number
     }
 
-    /// Rule 1.
+    /// Rules 1 and 12.
     pub(super) fn young(
         &mut self,
         path: &SecretPath,
@@ -119,7 +141,15 @@ impl State {
         ttl: Duration,
     ) -> Option<Arc<Generation>> {
         let kept = self.values.get(path)?;
-        let young = kept.forever || now.saturating_duration_since(kept.fetched) < ttl;
+        let young = match &kept.record.lease {
+            None => kept.forever || now.saturating_duration_since(kept.fetched) < ttl,
+            Some(lease) => {
+                if lease.ask(now) {
+                    self.tending.notify_one();
+                }
+                lease.is_current(now)
+            }
+        };
         // Mostly it is the very same one.
         let same = std::ptr::eq(Arc::as_ptr(&kept.binding), binding)
             || kept.binding.references == binding.references;
@@ -141,7 +171,8 @@ impl State {
         };
         match self.flights.crossed(path, number) {
             None => return Arrival::Forgotten,
-            Some(true) if changes && !self.agrees(path, found) => {
+            // What is leased came from the newest question: that is seen to where records land.
+            Some(true) if changes && !is_leased(found) && !self.agrees(path, found) => {
                 let again = self.next_number();
                 self.flights.renew(path, number, again);
                 return Arrival::Again(again);
@@ -214,6 +245,10 @@ impl State {
 
     /// Rule 7.
     pub(super) fn keep(&mut self, path: &SecretPath, kept: Kept) {
+        if let Some(lease) = &kept.record.lease {
+            lease.make_for(path);
+            lease.ask(kept.fetched);
+        }
         self.own_bytes += kept.own_bytes();
         self.records.used(&kept.record, path);
         let key = Arc::clone(&kept.record.key);
@@ -256,8 +291,16 @@ impl State {
         }
     }
 
-    /// Forgets everything but the last number: what a version was called before says nothing of what it is now.
+    /// Forgets everything but leases and the last number: what a version was called before says nothing of what it is now.
     pub(super) fn clear(&mut self) {
-        *self = Self::new(self.number);
+        let leases = std::mem::take(&mut self.leases);
+        *self = Self {
+            leases,
+            ..Self::new(self.number, Arc::clone(&self.tending))
+        };
     }
+}
+
+fn is_leased(found: &Result<Cut, BackendError>) -> bool {
+    found.as_ref().is_ok_and(|cut| cut.record.lease.is_some())
 }

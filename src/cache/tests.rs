@@ -10,6 +10,7 @@ use crate::events::What;
 use crate::secret::MAX_VALUE;
 
 mod earlier;
+mod leases;
 mod records;
 mod refresh;
 
