@@ -19,6 +19,15 @@
 //!    bring leaves the others what they have, but for rule 4.
 //! 10. An earlier value, a version by its name or the one before the current one, is asked for each time and not kept, so
 //!     that destroying it is final. While somebody has it, it is one generation for all.
+//! 11. What a backend gave at one place is one record, and the fields of it that secrets show are of one fetch and one
+//!     version, whichever was asked for first: they grow old at the same moment, and when the record is found changed for
+//!     one of them, the others do not show the one before any longer. For records, too, rules 2, 5, 7 and 9 hold.
+//! 12. A leased value, one that a backend made for us and that ends, is served whatever the TTL and never asked for just to
+//!     see whether it changed. At two thirds of its time its lease is renewed, if somebody has asked for it since or has it
+//!     open. At 85 % of it, where it cannot be renewed or does not get its whole time any more, another one takes its
+//!     place, which is a new generation: the next reader asks for it, or [`Cache::tend`] does where it is in use. While the backend
+//!     cannot be reached it is served until its lease ends, and not after. What was superseded ends by itself; when all
+//!     secrets that have shown it are taken away, or the daemon stops for good ([`Cache::end`]), it is revoked.
 //!
 //! Lists of names follow rules 1, 2, 3 and 5. While a backend cannot be reached the list that it last gave stands in,
 //! however old: it shows no value, and without it nobody would come as far as rule 4.
@@ -28,9 +37,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
-use crate::backend::{Backend, BackendError, Fetched, Reference, Version};
+use crate::backend::{Backend, BackendError, Reference, Version};
 use crate::clock::Clock;
 use crate::events::Events;
 use crate::secret::{Name, SecretBytes, SecretPath};
@@ -40,8 +49,12 @@ mod ask;
 mod earlier;
 mod flights;
 mod health;
+mod leases;
 mod names;
+mod reading;
+mod records;
 mod state;
+mod tending;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -52,6 +65,7 @@ pub use names::Names;
 use ask::Found;
 use health::Health;
 use names::Folder;
+use records::Since;
 use state::{Arrival, Kept, State};
 
 /// How many bytes of values are kept.
@@ -66,8 +80,8 @@ pub struct Generation {
     pub version: Version,
     /// Where it was found.
     pub reference: Reference,
-    /// The bytes.
-    pub value: SecretBytes,
+    /// The bytes, which it may share with others that show the same record.
+    pub value: Arc<SecretBytes>,
     /// For people.
     pub description: Option<String>,
     /// When it was made, else when it was fetched.
@@ -112,6 +126,10 @@ pub struct Cache {
     clock: Clock,
     state: Mutex<State>,
     health: Health,
+    /// Wakes who waits for secrets that were overtaken.
+    overtaken: Notify,
+    /// Wakes who tends the leases.
+    tending: Arc<Notify>,
 }
 
 /// Figures for `status`.
@@ -123,6 +141,8 @@ pub struct Figures {
     pub bytes: usize,
     /// Fetches under way.
     pub flights: usize,
+    /// Leases that have not ended.
+    pub leases: usize,
 }
 
 impl Cache {
@@ -135,12 +155,16 @@ impl Cache {
         epoch: u32,
         clock: Clock,
     ) -> Self {
+        let tending = Arc::new(Notify::new());
+        let state = State::new(u64::from(epoch) << 32, Arc::clone(&tending));
         Self {
             backends,
             times: Mutex::new(times),
             clock,
-            state: Mutex::new(State::new(u64::from(epoch) << 32)),
+            state: Mutex::new(state),
             health: Health::default(),
+            overtaken: Notify::new(),
+            tending,
         }
     }
 
@@ -172,7 +196,7 @@ impl Cache {
     pub fn refresh(self: &Arc<Self>, path: &SecretPath, binding: &Arc<Binding>) -> Answer<Fetch> {
         let (cache, path, binding) = (Arc::clone(self), path.clone(), Arc::clone(binding));
         Answer::Pending(Box::pin(async move {
-            let landed = cache.begin(cache.state(), &path, &binding);
+            let landed = cache.begin(cache.state(), &path, &binding, true);
             wait(landed, cache.times().timeout).await
         }))
     }
@@ -192,6 +216,7 @@ impl Cache {
         state.lists.retain(|folder, _| elsewhere(folder));
         state.list_flights.retain(|folder, _| elsewhere(folder));
         state.flights.forget(same);
+        state.records.invalidate(same);
         let gone = |(path, kept): (&SecretPath, &Kept)| {
             kept.binding
                 .references
@@ -216,6 +241,10 @@ impl Cache {
             .iter()
             .filter_map(|path| state.take_value(path))
             .collect();
+        state.records.forget_for(&which);
+        if state.leases.forget_for(&which) {
+            self.tending.notify_one();
+        }
         drop(state);
         // Wiping takes its time, and readers of other secrets wait for the lock.
         drop(gone);
@@ -245,8 +274,9 @@ impl Cache {
         let state = self.state();
         Figures {
             values: state.values.len(),
-            bytes: state.bytes,
+            bytes: state.bytes(),
             flights: state.flights.len(),
+            leases: state.leases.len(),
         }
     }
 
@@ -294,40 +324,55 @@ impl Cache {
         }
         Joined::Flight(match state.flights.join(path, binding) {
             Some(landed) => landed,
-            None => self.begin(state, path, binding),
+            None => self.begin(state, path, binding, false),
         })
     }
 
-    /// Begins a fetch, which all who come from now on may join.
+    /// Begins a fetch, which all who come from now on may join. If it asks `anew`, no record will do that was asked for
+    /// before.
     fn begin(
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
         path: &SecretPath,
         binding: &Arc<Binding>,
+        anew: bool,
     ) -> watch::Receiver<Option<Fetch>> {
         let (flight, land) = state.begin();
         let (number, landed) = (flight.number, land.subscribe());
         state.flights.add(path, binding, flight);
         drop(state);
+        let since = match anew {
+            true => Since::After(number),
+            false => Since::Young,
+        };
         let (cache, path, binding) = (Arc::clone(self), path.clone(), Arc::clone(binding));
         // A task of its own, so that one reader's deadline or death does not take the others' answer away.
         tokio::spawn(async move {
-            let fetch = cache.fly(&path, &binding, number).await;
+            let fetch = cache.fly(&path, &binding, number, since).await;
             land.send_replace(Some(fetch));
         });
         landed
     }
 
     /// Asks until what was found can be taken, or the deadline passes.
-    async fn fly(&self, path: &SecretPath, binding: &Arc<Binding>, mut number: u64) -> Fetch {
+    async fn fly(
+        self: &Arc<Self>,
+        path: &SecretPath,
+        binding: &Arc<Binding>,
+        mut number: u64,
+        mut since: Since,
+    ) -> Fetch {
         let timeout = self.times().timeout;
-        let mut asked = None;
         let flying = async {
             loop {
-                let found = self.find(binding, None, &mut asked).await;
+                let found = self.find(path, binding, since).await;
                 match self.land(path, binding, number, found) {
                     Ok(fetch) => return fetch,
-                    Err(Again(as_number)) => number = as_number,
+                    Err(Again::Anew(as_number)) => {
+                        number = as_number;
+                        since = Since::After(number);
+                    }
+                    Err(Again::Overtaken) => {}
                 }
             }
         };
@@ -335,11 +380,7 @@ impl Cache {
             Ok(fetch) => fetch,
             Err(_) => {
                 self.state().flights.remove(path, number);
-                let error = too_late(timeout);
-                if let Some(backend) = asked {
-                    self.health.down(&backend, &error);
-                }
-                Err(error)
+                Err(too_late(timeout))
             }
         }
     }
@@ -352,15 +393,21 @@ impl Cache {
         number: u64,
         found: Found,
     ) -> Result<Fetch, Again> {
-        let now = self.clock.now();
         let mut state = self.state();
-        let ours = match state.arrive(path, number, &found) {
+        let overtaken = |record| state.records.is_overtaken(record);
+        if state.flights.crossed(path, number).is_some()
+            && found.consulted.iter().any(|record| overtaken(record))
+        {
+            return Err(Again::Overtaken);
+        }
+        let ours = match state.arrive(path, number, &found.cut) {
             Arrival::Counts => true,
             Arrival::Forgotten => false,
-            Arrival::Again(as_number) => return Err(Again(as_number)),
+            Arrival::Again(as_number) => return Err(Again::Anew(as_number)),
         };
-        let (reference, fetched) = match found {
-            Ok(found) => found,
+        let since = found.since();
+        let mut cut = match found.cut {
+            Ok(cut) => cut,
             Err(error) => {
                 if ours && matches!(error, BackendError::Absent(_) | BackendError::Refused(_)) {
                     state.drop_value(path);
@@ -368,15 +415,20 @@ impl Cache {
                 return Ok(Err(error));
             }
         };
-        let number = state.shown_number(path, &fetched.version, &reference, number, ours);
-        let forever = self.is_announced(binding, &reference);
-        let generation = self.generation(number, reference, fetched);
+        let number = state.shown_number(path, &cut.version, &cut.reference, number, ours);
+        let forever = self.is_announced(binding, &cut.reference);
+        if ours && let Some(record) = state.records.same(&cut.record) {
+            cut = cut.on_same(record);
+        }
+        let record = Arc::clone(&cut.record);
+        let generation = cut.generation(number);
         // Who asked before the invalidation may have this value; it must not stay for those who come after (rule 5).
         if ours {
             let kept = Kept {
                 generation: Arc::clone(&generation),
                 binding: Arc::clone(binding),
-                fetched: now,
+                fetched: since.unwrap_or(record.fetched),
+                record,
                 forever,
             };
             state.keep(path, kept);
@@ -387,18 +439,6 @@ impl Cache {
         }))
     }
 
-    /// What was fetched, as the generation that readers see. Without a time of the backend's it is as old as its fetch.
-    fn generation(&self, number: u64, reference: Reference, fetched: Fetched) -> Arc<Generation> {
-        Arc::new(Generation {
-            number,
-            version: fetched.version,
-            reference,
-            value: fetched.value,
-            description: fetched.description,
-            modified: fetched.modified.unwrap_or_else(|| self.clock.timestamp()),
-        })
-    }
-
     fn stale(&self, path: &SecretPath, binding: &Binding) -> Option<Arc<Generation>> {
         let ttl = self.times().ttl;
         let state = self.state();
@@ -406,8 +446,9 @@ impl Cache {
             .values
             .peek(path)
             .filter(|kept| kept.binding.references == binding.references)?;
-        let age = self.clock.now().saturating_duration_since(kept.fetched);
-        (age < ttl.saturating_add(binding.stale)).then(|| Arc::clone(&kept.generation))
+        let longest = ttl.saturating_add(binding.stale);
+        kept.may_be_stale(self.clock.now(), longest)
+            .then(|| Arc::clone(&kept.generation))
     }
 
     /// How long a value is served without asking again.
@@ -434,8 +475,13 @@ enum Joined {
     Flight(watch::Receiver<Option<Fetch>>),
 }
 
-/// What was found is not to be taken: ask once more, as this number.
-struct Again(u64);
+/// What was found is not to be taken.
+enum Again {
+    /// Ask once more, as this number.
+    Anew(u64),
+    /// There is a newer record by now.
+    Overtaken,
+}
 
 /// Waits for what is under way, until the deadline (rule 3).
 async fn wait<T: Clone>(

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use nix::sys::signal::SigSet;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -184,6 +183,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let audit = wired.audit.clone();
     let lookup = Arc::new(Procfs::default());
     let vaults = wired.vaults.clone();
+    let (tree, cache) = (Arc::clone(&wired.tree), Arc::clone(&wired.cache));
     let handler = Arc::new(wired.handler(Some(running.clone())));
     let listener = UnixListener::from(inherited.control);
     let served = runtime.block_on(async {
@@ -202,13 +202,15 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
             Limits::default(),
             shutdown,
         ));
-        for vault in vaults.clone() {
+        for vault in vaults {
             tokio::spawn(async move { vault.keep().await });
         }
         let (watching, looking) = (Arc::clone(&running), Arc::clone(&running));
         tokio::spawn(async move {
             watch::run(&watching.file(), watching.watched(), || looking.look()).await;
         });
+        tokio::spawn(tree.keep_up());
+        let tending = tokio::spawn(Arc::clone(&cache).tend());
         let mut lost = await_end(session)?;
         let mut accounts = tokio::time::interval(ACCOUNT_FILES);
         accounts.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -223,9 +225,9 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
             }
         };
         drop(end);
-        let _ = tokio::time::timeout(DRAIN, control).await;
-        let ends = join_all(vaults.iter().map(Backend::end));
-        let _ = tokio::time::timeout(DRAIN, ends).await;
+        tending.abort();
+        let control = tokio::time::timeout(DRAIN, control);
+        let (_, ()) = tokio::join!(control, cache.end(DRAIN));
         why
     });
     if let Err(error) = audit.close(DRAIN) {

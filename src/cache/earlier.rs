@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Weak};
 
-use super::ask::Found;
+use super::ask::Earlier;
 use super::{Answer, Binding, Cache, Fetch, Generation, Served, given_up, too_late};
 use crate::backend::{Fetched, Reference, Version};
 use crate::secret::SecretPath;
@@ -18,9 +18,10 @@ impl Cache {
         version: &Version,
     ) -> Answer<Fetch> {
         let (cache, binding, version) = (Arc::clone(self), Arc::clone(binding), version.clone());
-        self.earlier(path, async move {
-            cache.find(&binding, Some(&version), &mut None).await
-        })
+        self.earlier(
+            path,
+            async move { cache.find_version(&binding, &version).await },
+        )
     }
 
     /// The value of `path` before the current one, at the place that the current one comes from.
@@ -39,7 +40,7 @@ impl Cache {
     fn earlier(
         self: &Arc<Self>,
         path: &SecretPath,
-        asking: impl Future<Output = Found> + Send + 'static,
+        asking: impl Future<Output = Earlier> + Send + 'static,
     ) -> Answer<Fetch> {
         let (cache, path, timeout) = (Arc::clone(self), path.clone(), self.times().timeout);
         Answer::Pending(Box::pin(async move {
@@ -73,7 +74,14 @@ impl Cache {
             Some(_) => state.next_number(),
             None => state.number_of(path, &fetched.version, &reference),
         };
-        let generation = self.generation(number, reference, fetched);
+        let generation = Arc::new(Generation {
+            number,
+            version: fetched.version,
+            reference,
+            value: Arc::new(fetched.value),
+            description: fetched.description,
+            modified: fetched.modified.unwrap_or_else(|| self.clock.timestamp()),
+        });
         state.held.remember(path, &generation);
         generation
     }

@@ -1,16 +1,18 @@
 //! What the cache holds, behind its one lock: rules 6, 7 and what decides over rule 9.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
-use super::ask::Found;
+use super::ask::Cut;
 use super::earlier::Held;
 use super::flights::{Flight, Flights};
+use super::leases::{Leased, Leases};
 use super::names::{Folder, Listing};
+use super::records::{Record, Records};
 use super::{BUDGET, Binding, Generation, Names};
 use crate::backend::{BackendError, Reference, Version};
 use crate::secret::SecretPath;
@@ -21,8 +23,16 @@ pub(super) struct State {
     number: u64,
     /// Values, the one used last first.
     pub(super) values: LruCache<SecretPath, Kept>,
-    /// The bytes in `values`.
-    pub(super) bytes: usize,
+    /// The bytes in `values` that are not shared with a record.
+    own_bytes: usize,
+    /// What the values were cut from.
+    pub(super) records: Records,
+    /// What backends made for us.
+    pub(super) leases: Leases,
+    /// Wakes who tends the leases.
+    tending: Arc<Notify>,
+    /// Secrets whose value went because of a record that came for another one.
+    pub(super) overtaken: HashSet<SecretPath>,
     /// What was last shown of each secret, also after its value was dropped.
     shown: HashMap<SecretPath, Shown>,
     /// Fetches under way.
@@ -40,9 +50,37 @@ pub(super) struct State {
 pub(super) struct Kept {
     pub(super) generation: Arc<Generation>,
     pub(super) binding: Arc<Binding>,
+    /// What it was cut from. As long as this is kept, so is the record.
+    pub(super) record: Arc<Record>,
+    /// When the oldest of the answers was given that it rests on.
     pub(super) fetched: Instant,
     /// Each place that was asked for it announces its changes.
     pub(super) forever: bool,
+}
+
+impl Kept {
+    /// Whether its value was made under this lease.
+    pub(super) fn is_of(&self, lease: &Arc<Leased>) -> bool {
+        let ours = self.record.lease.as_ref();
+        ours.is_some_and(|ours| Arc::ptr_eq(ours, lease))
+    }
+
+    /// Rules 4 and 12: whether it may stand in for a backend that cannot be reached. A lease that has ended is not old
+    /// but dead.
+    pub(super) fn may_be_stale(&self, now: Instant, longest: Duration) -> bool {
+        match &self.record.lease {
+            Some(lease) => lease.is_alive(now),
+            None => now.saturating_duration_since(self.fetched) < longest,
+        }
+    }
+
+    /// The bytes that are not its record's.
+    fn own_bytes(&self) -> usize {
+        match self.generation.reference.field {
+            Some(_) => self.generation.value.len(),
+            None => 0,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -65,11 +103,15 @@ pub(super) enum Arrival {
 
 impl State {
     /// Nothing yet; the first number given is the one after `number`.
-    pub(super) fn new(number: u64) -> Self {
+    pub(super) fn new(number: u64, tending: Arc<Notify>) -> Self {
         Self {
             number,
             values: LruCache::unbounded(),
-            bytes: 0,
+            own_bytes: 0,
+            records: Records::default(),
+            leases: Leases::default(),
+            tending,
+            overtaken: HashSet::new(),
             shown: HashMap::new(),
             flights: Flights::default(),
             held: Held::default(),
@@ -90,7 +132,7 @@ impl State {
         self.number
     }
 
-    /// Rule 1.
+    /// Rules 1 and 12.
     pub(super) fn young(
         &mut self,
         path: &SecretPath,
@@ -99,7 +141,15 @@ impl State {
         ttl: Duration,
     ) -> Option<Arc<Generation>> {
         let kept = self.values.get(path)?;
-        let young = kept.forever || now.saturating_duration_since(kept.fetched) < ttl;
+        let young = match &kept.record.lease {
+            None => kept.forever || now.saturating_duration_since(kept.fetched) < ttl,
+            Some(lease) => {
+                if lease.ask(now) {
+                    self.tending.notify_one();
+                }
+                lease.is_current(now)
+            }
+        };
         // Mostly it is the very same one.
         let same = std::ptr::eq(Arc::as_ptr(&kept.binding), binding)
             || kept.binding.references == binding.references;
@@ -107,7 +157,12 @@ impl State {
     }
 
     /// What becomes of what flight `number` found (rules 5 and 9).
-    pub(super) fn arrive(&mut self, path: &SecretPath, number: u64, found: &Found) -> Arrival {
+    pub(super) fn arrive(
+        &mut self,
+        path: &SecretPath,
+        number: u64,
+        found: &Result<Cut, BackendError>,
+    ) -> Arrival {
         let changes = match found {
             Ok(_) | Err(BackendError::Absent(_) | BackendError::Refused(_)) => true,
             Err(
@@ -116,7 +171,8 @@ impl State {
         };
         match self.flights.crossed(path, number) {
             None => return Arrival::Forgotten,
-            Some(true) if changes && !self.agrees(path, found) => {
+            // What is leased came from the newest question: that is seen to where records land.
+            Some(true) if changes && !is_leased(found) && !self.agrees(path, found) => {
                 let again = self.next_number();
                 self.flights.renew(path, number, again);
                 return Arrival::Again(again);
@@ -131,11 +187,11 @@ impl State {
     }
 
     /// Whether this is what is kept already.
-    fn agrees(&self, path: &SecretPath, found: &Found) -> bool {
+    fn agrees(&self, path: &SecretPath, found: &Result<Cut, BackendError>) -> bool {
         match (self.values.peek(path), found) {
-            (Some(kept), Ok((reference, fetched))) => {
+            (Some(kept), Ok(cut)) => {
                 let kept = &kept.generation;
-                kept.version == fetched.version && kept.reference == *reference
+                kept.version == cut.version && kept.reference == cut.reference
             }
             (kept, found) => kept.is_none() && found.is_err(),
         }
@@ -182,15 +238,29 @@ impl State {
         number
     }
 
+    /// The bytes that are held.
+    pub(super) fn bytes(&self) -> usize {
+        self.own_bytes + self.records.bytes
+    }
+
     /// Rule 7.
     pub(super) fn keep(&mut self, path: &SecretPath, kept: Kept) {
-        self.bytes += kept.generation.value.len();
-        if let Some(old) = self.values.put(path.clone(), kept) {
-            self.dropped(path, &old.generation);
+        if let Some(lease) = &kept.record.lease {
+            lease.make_for(path);
+            lease.ask(kept.fetched);
         }
-        while self.bytes > BUDGET && self.values.len() > 1 {
+        self.own_bytes += kept.own_bytes();
+        self.records.used(&kept.record, path);
+        let key = Arc::clone(&kept.record.key);
+        if let Some(old) = self.values.put(path.clone(), kept) {
+            self.dropped(path, &old, old.record.key != key);
+        }
+        while self.bytes() > BUDGET && self.values.len() > 1 {
+            if self.records.drop_unused() {
+                continue;
+            }
             if let Some((path, old)) = self.values.pop_lru() {
-                self.dropped(&path, &old.generation);
+                self.dropped(&path, &old, true);
             }
         }
     }
@@ -201,7 +271,7 @@ impl State {
 
     pub(super) fn take_value(&mut self, path: &SecretPath) -> Option<Kept> {
         let old = self.values.pop(path)?;
-        self.dropped(path, &old.generation);
+        self.dropped(path, &old, true);
         Some(old)
     }
 
@@ -209,16 +279,28 @@ impl State {
         self.shown.keys()
     }
 
-    fn dropped(&mut self, path: &SecretPath, generation: &Arc<Generation>) {
-        self.bytes -= generation.value.len();
+    /// `left` if no other value for the same secret is cut from the same record.
+    fn dropped(&mut self, path: &SecretPath, old: &Kept, left: bool) {
+        self.own_bytes -= old.own_bytes();
+        if left {
+            self.records.unused(&old.record, path);
+        }
         // Somebody has it open: who asks for this version gets the same generation (rule 10).
-        if Arc::strong_count(generation) > 1 {
-            self.held.remember(path, generation);
+        if Arc::strong_count(&old.generation) > 1 {
+            self.held.remember(path, &old.generation);
         }
     }
 
-    /// Forgets everything but the last number: what a version was called before says nothing of what it is now.
+    /// Forgets everything but leases and the last number: what a version was called before says nothing of what it is now.
     pub(super) fn clear(&mut self) {
-        *self = Self::new(self.number);
+        let leases = std::mem::take(&mut self.leases);
+        *self = Self {
+            leases,
+            ..Self::new(self.number, Arc::clone(&self.tending))
+        };
     }
+}
+
+fn is_leased(found: &Result<Cut, BackendError>) -> bool {
+    found.as_ref().is_ok_and(|cut| cut.record.lease.is_some())
 }

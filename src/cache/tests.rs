@@ -10,6 +10,8 @@ use crate::events::What;
 use crate::secret::MAX_VALUE;
 
 mod earlier;
+mod leases;
+mod records;
 mod refresh;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -406,6 +408,7 @@ async fn rule_8_only_what_is_absent_lets_the_next_be_tried() {
         assert_eq!(bench.b.reads(), 0, "{weather:?}");
     }
     bench.a.put("s/x", r#"{"user":"bo"}"#);
+    bench.cache.invalidate(&"a:s/x".parse().unwrap());
     let field = bench.get(&["a:s/x#pass", "b:s/y"]).await;
     assert_eq!(text(&field), "first");
     let field = bench.get(&["a:s/x#user", "b:s/y"]).await;

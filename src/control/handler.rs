@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::runtime;
 use tokio::sync::mpsc;
@@ -107,8 +107,7 @@ impl Handler {
 
     /// The end of a command without a daemon: signs out of every server.
     pub async fn end(&self) {
-        let backends = self.0.cache.backends().values();
-        join_all(backends.map(|backend| backend.end())).await;
+        self.0.cache.leave().await;
     }
 }
 

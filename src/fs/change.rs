@@ -81,6 +81,19 @@ impl Tree {
         self.follow(self.inodes.known(), Vec::new(), Change::Perhaps)
     }
 
+    /// The cache found out by itself that these secrets may have other values: who watches them hears of it.
+    pub fn catch_up(self: &Arc<Self>, paths: Vec<SecretPath>) -> BoxFuture<'static, ()> {
+        self.follow(paths, Vec::new(), Change::Perhaps)
+    }
+
+    /// Does so whenever the cache finds something out. It never ends.
+    pub async fn keep_up(self: Arc<Self>) {
+        loop {
+            let paths = self.cache.overtaken().await;
+            self.catch_up(paths).await;
+        }
+    }
+
     /// The generation that opens of this secret get, if it has one.
     fn shown(&self, path: &SecretPath) -> Option<(Arc<SecretNode>, Arc<Generation>)> {
         let node = self.inodes.current(path)?;

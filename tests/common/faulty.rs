@@ -11,9 +11,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use secretfs::backend::{Backend, BackendError, Fetched, Reference, Version};
+use secretfs::backend::{Backend, BackendError, Fetched, Lease, Reference, Version};
 use secretfs::secret::{Name, SecretBytes};
 use tokio::sync::oneshot;
 
@@ -49,12 +50,43 @@ struct State {
     /// The last version of each place, also of what was removed: no version is given twice.
     last: BTreeMap<String, u64>,
     weather: Weather,
+    /// Places where each read makes another value, under a lease like this one.
+    leased: BTreeMap<String, Lease>,
+    /// How long the leases that were given still last, as far as renewals go.
+    leases: BTreeMap<String, Duration>,
+    given: u64,
+    renewals: usize,
+    revoked: Vec<String>,
     reads: usize,
     lists: usize,
     polls: usize,
     /// Answers are made when they are asked for, and given when they are let go.
     holding: bool,
     held: Vec<Option<oneshot::Sender<()>>>,
+}
+
+impl State {
+    /// Another value, where each read makes one. None is made in a storm.
+    fn make(&mut self, path: &str) -> Option<Fetched> {
+        let mut lease = self.leased.get(path)?.clone();
+        if self.weather == Weather::Fine {
+            self.given += 1;
+        }
+        let number = self.given;
+        if let Some(id) = &mut lease.id {
+            *id = format!("l{number}");
+            self.leases.insert(id.clone(), Duration::MAX);
+        }
+        Some(Fetched {
+            value: SecretBytes::new(
+                format!(r#"{{"user":"u{number}","pass":"p{number}"}}"#).into_bytes(),
+            ),
+            version: Version::new(format!("made-{number}")),
+            modified: None,
+            description: None,
+            lease: Some(lease),
+        })
+    }
 }
 
 /// A secret's versions, which are ordered by their numbers.
@@ -148,6 +180,47 @@ impl Faulty {
             Some(_) => {}
             None => drop(state.values.remove(path)),
         }
+    }
+
+    /// From now on each read of this place makes another value, `{"user":"u<n>","pass":"p<n>"}`, under a lease `l<n>`.
+    pub fn lease(&self, path: &str, seconds: u64, renewable: bool) {
+        let lease = Lease {
+            id: Some("l".to_owned()),
+            duration: Duration::from_secs(seconds),
+            renewable,
+        };
+        self.state().leased.insert(path.to_owned(), lease);
+    }
+
+    /// The same, for values that cannot be revoked either.
+    pub fn issue(&self, path: &str, seconds: u64) {
+        let lease = Lease {
+            id: None,
+            duration: Duration::from_secs(seconds),
+            renewable: false,
+        };
+        self.state().leased.insert(path.to_owned(), lease);
+    }
+
+    /// From now on this lease is renewed for no longer than that, or not at all.
+    pub fn limit(&self, lease: &str, seconds: Option<u64>) {
+        let mut state = self.state();
+        match seconds {
+            Some(seconds) => state
+                .leases
+                .insert(lease.to_owned(), Duration::from_secs(seconds)),
+            None => state.leases.remove(lease),
+        };
+    }
+
+    /// How often leases were to be renewed.
+    pub fn renewals(&self) -> usize {
+        self.state().renewals
+    }
+
+    /// The leases that were revoked.
+    pub fn revoked(&self) -> Vec<String> {
+        self.state().revoked.clone()
     }
 
     pub fn describe(&self, path: &str, text: &str) {
@@ -255,8 +328,10 @@ impl Backend for Faulty {
         let found = {
             let mut state = self.state();
             state.reads += 1;
-            let kept = state.values.get(&reference.path);
-            kept.and_then(|kept| kept.read(reference.version.as_ref()))
+            state.make(&reference.path).or_else(|| {
+                let kept = state.values.get(&reference.path);
+                kept.and_then(|kept| kept.read(reference.version.as_ref()))
+            })
         };
         self.answer(found.ok_or_else(|| BackendError::Absent(reference.to_string())))
     }
@@ -283,11 +358,37 @@ impl Backend for Faulty {
         let found = {
             let mut state = self.state();
             state.polls += 1;
+            let dynamic = state.leased.contains_key(&reference.path);
+            if dynamic {
+                drop(state);
+                return self.answer(Ok(None));
+            }
             let kept = state.values.get(&reference.path);
             kept.and_then(|kept| kept.read(reference.version.as_ref()))
         };
         let absent = || BackendError::Absent(reference.to_string());
         self.answer(found.map(|found| Some(found.version)).ok_or_else(absent))
+    }
+
+    fn renew<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<Lease, BackendError>> {
+        let renewed = {
+            let mut state = self.state();
+            state.renewals += 1;
+            let left = lease.id.as_ref().and_then(|id| state.leases.get(id));
+            left.map(|left| Lease {
+                duration: lease.duration.min(*left),
+                ..lease.clone()
+            })
+        };
+        self.answer(renewed.ok_or_else(|| BackendError::Refused("it has ended".to_owned())))
+    }
+
+    fn revoke<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<(), BackendError>> {
+        let weather = self.state().weather;
+        if weather == Weather::Fine {
+            self.state().revoked.extend(lease.id.clone());
+        }
+        self.answer(Ok(()))
     }
 
     fn list<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<Name>, BackendError>> {

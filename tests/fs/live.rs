@@ -5,8 +5,8 @@ use std::ffi::OsStr;
 use secretfs::fs::{Attr, Fh, FsError, Ino, Readiness, Reply, Waiter};
 
 use crate::callers::caller;
-use crate::world;
 use crate::world::World;
+use crate::{SERVICES, world};
 
 const CURRENT: Readiness = Readiness {
     outdated: false,
@@ -160,4 +160,30 @@ async fn who_finds_a_newer_value_wakes_the_others_whatever_way_it_came() {
         assert!(moved(&world), "{way}");
         assert_ne!(world.ino("app/plain").await, old, "{way}");
     }
+}
+
+#[tokio::test]
+async fn who_watches_a_field_is_woken_when_another_of_its_record_is_found_changed() {
+    let world = world();
+    world.reload(&SERVICES.replace("lost = ", "user = \"a:x/record#user\"\nlost = "));
+    let pass = world.ino("app/pass").await;
+    let handle = world.open(1, pass).await.unwrap();
+    assert_eq!(world.cat(1, "app/user").await.unwrap(), "bo");
+    assert_eq!(poll(&world, handle.fh, 7), CURRENT);
+    world.a.put("x/record", r#"{"user":"al","pass":"s4"}"#);
+    world.later(61);
+    assert_eq!(world.cat(1, "app/user").await.unwrap(), "al");
+    let keeping_up = tokio::spawn(world.tree.clone().keep_up());
+    let renamed = async {
+        while !world.kernel.names().contains(&"pass".to_owned()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let renamed = tokio::time::timeout(std::time::Duration::from_secs(30), renamed);
+    renamed.await.unwrap();
+    keeping_up.abort();
+    assert!(world.kernel.woken().contains(&Waiter(7)));
+    assert_eq!(poll(&world, handle.fh, 7), OUTDATED);
+    assert_eq!(world.cat(1, "app/pass").await.unwrap(), "s4");
+    assert_eq!(world.a.reads(), 2);
 }

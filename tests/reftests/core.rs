@@ -192,8 +192,17 @@ impl System for Core {
         let seen = self.attempt(op).map_err(FsError::errno);
         // A flight ends a moment after those who waited for it; who joins it meanwhile is too late with it. What a change
         // sets off goes on for as long as a backend may take.
-        self.runtime
-            .block_on(async { tokio::time::sleep(Duration::from_secs(10)).await });
+        let (cache, tree) = (&self.world.cache, &self.world.tree);
+        self.runtime.block_on(async {
+            loop {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                let overtaken = cache.take_overtaken();
+                if overtaken.is_empty() {
+                    break;
+                }
+                tree.catch_up(overtaken).await;
+            }
+        });
         seen
     }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use crate::core::wrapped;
 use crate::language::{Answer, Op, Policy, STALE, STALE_EITHER, Seen, System, TTL, UIDS, Weather};
 
+mod cache;
 mod tree;
 
 pub struct Model {
@@ -16,6 +17,12 @@ pub struct Model {
     places: BTreeMap<&'static str, Place>,
     weather: HashMap<char, Weather>,
     values: HashMap<&'static str, Cached>,
+    /// What was read at each place, for all secrets that are bound to it.
+    records: HashMap<&'static str, Record>,
+    /// What failed in this very moment: those who ask at the same time are one question.
+    asked_at_once: Option<HashMap<&'static str, Result<(), No>>>,
+    /// The secrets whose value went because another one's reader found another record.
+    overtaken: BTreeSet<&'static str>,
     lists: HashMap<(char, String), (Vec<String>, u64)>,
     /// The last generation of each path that a backend gave: where it came from, and our number.
     generations: HashMap<&'static str, (&'static str, u64, usize)>,
@@ -52,6 +59,14 @@ struct Cached {
     generation: Generation,
     at: u64,
     forever: bool,
+}
+
+#[derive(Clone)]
+struct Record {
+    value: String,
+    version: u64,
+    at: u64,
+    users: BTreeSet<&'static str>,
 }
 
 struct Node {
@@ -175,6 +190,9 @@ impl Model {
             places: BTreeMap::new(),
             weather: HashMap::from([('a', Weather::Fine), ('b', Weather::Fine)]),
             values: HashMap::new(),
+            records: HashMap::new(),
+            asked_at_once: None,
+            overtaken: BTreeSet::new(),
             lists: HashMap::new(),
             generations: HashMap::new(),
             numbers: 0,
@@ -281,108 +299,6 @@ impl Model {
         folders.into_iter().map(str::to_owned).collect()
     }
 
-    // Cache.
-
-    /// `folder` "" is the list of folders.
-    fn list(&mut self, backend: char, folder: &str) -> Result<Vec<String>, No> {
-        let key = (backend, folder.to_owned());
-        if let Some((names, at)) = self.lists.get(&key)
-            && (backend == 'b' || self.now - at < TTL)
-        {
-            return Ok(names.clone());
-        }
-        self.listings += 1;
-        let no = match self.storm(backend) {
-            None => {
-                let names = match folder {
-                    "" => self.folders_in(backend),
-                    folder => self.names_in(backend, folder),
-                };
-                self.lists.insert(key, (names.clone(), self.now));
-                return Ok(names);
-            }
-            Some(no) => no,
-        };
-        if no == No::Refused {
-            self.lists.remove(&key);
-        }
-        match self.lists.get(&key) {
-            Some((names, _)) if matches!(no, No::Down | No::Late) => Ok(names.clone()),
-            _ => Err(no),
-        }
-    }
-
-    fn fetch(&mut self, path: &'static str) -> Result<Given, No> {
-        if let Some(cached) = self.values.get(path)
-            && (cached.forever || self.now - cached.at < TTL)
-        {
-            return Ok(Given {
-                generation: cached.generation.clone(),
-                waited: false,
-                stale: false,
-            });
-        }
-        match self.ask(path) {
-            Ok(generation) => Ok(Given {
-                generation,
-                waited: true,
-                stale: false,
-            }),
-            Err(no) => {
-                if matches!(no, No::Absent | No::Refused) {
-                    self.values.remove(path);
-                }
-                match self.values.get(path) {
-                    Some(old)
-                        if matches!(no, No::Down | No::Late)
-                            && self.now - old.at < TTL + stale_of(path) =>
-                    {
-                        Ok(Given {
-                            generation: old.generation.clone(),
-                            waited: true,
-                            stale: true,
-                        })
-                    }
-                    _ => Err(no),
-                }
-            }
-        }
-    }
-
-    fn ask(&mut self, path: &'static str) -> Result<Generation, No> {
-        let mut forever = true;
-        for place in places_of(path) {
-            let backend = self.backend_of(place);
-            forever &= backend == 'b';
-            self.reads += 1;
-            if let Some(no) = self.storm(backend) {
-                return Err(no);
-            }
-            let Some(found) = self.places.get(place).filter(|found| found.exists) else {
-                continue;
-            };
-            let (value, version) = found.versions.last().unwrap().clone();
-            let number = match self.generations.get(path) {
-                Some((from, same, number)) if *from == place && *same == version => *number,
-                _ => {
-                    self.numbers += 1;
-                    self.generations
-                        .insert(path, (place, version, self.numbers));
-                    self.numbers
-                }
-            };
-            let generation = Generation { number, value };
-            let cached = Cached {
-                generation: generation.clone(),
-                at: self.now,
-                forever,
-            };
-            self.values.insert(path, cached);
-            return Ok(generation);
-        }
-        Err(No::Absent)
-    }
-
     fn changed(&mut self, place: &'static str, announced: bool, written: bool) {
         if !announced && self.backend_of(place) == 'a' {
             return;
@@ -390,10 +306,15 @@ impl Model {
         let changed = self.backend_of(place);
         self.lists.retain(|(backend, _), _| *backend != changed);
         let shows = |path: &&'static str| places_of(path).contains(&place);
-        self.values.retain(|path, _| !shows(path));
+        self.records.remove(place);
+        for path in SECRETS.into_iter().filter(shows) {
+            self.forget(path);
+        }
+        self.asked_at_once = Some(HashMap::new());
         for path in SECRETS.into_iter().filter(shows) {
             self.follow(path, written);
         }
+        self.asked_at_once = None;
     }
 
     /// What the daemon does of itself when a value has changed.
@@ -469,6 +390,27 @@ impl System for Model {
     }
 
     fn act(&mut self, op: &Op) -> Answer {
+        let seen = self.attempt(op);
+        while !self.overtaken.is_empty() {
+            for path in std::mem::take(&mut self.overtaken) {
+                self.follow(path, false);
+            }
+        }
+        seen
+    }
+
+    fn asked(&self) -> Option<(usize, usize)> {
+        Some((self.reads, self.listings))
+    }
+
+    fn log(&mut self) -> Option<Vec<String>> {
+        self.log.sort();
+        Some(self.log.clone())
+    }
+}
+
+impl Model {
+    fn attempt(&mut self, op: &Op) -> Answer {
         match op {
             Op::List { uid, folder } => return self.list_for(*uid, folder).map(Seen::Names),
             Op::Stat { uid, path } => {
@@ -555,15 +497,6 @@ impl System for Model {
             Op::Pass { seconds } => self.now += seconds,
         }
         Ok(Seen::Done)
-    }
-
-    fn asked(&self) -> Option<(usize, usize)> {
-        Some((self.reads, self.listings))
-    }
-
-    fn log(&mut self) -> Option<Vec<String>> {
-        self.log.sort();
-        Some(self.log.clone())
     }
 }
 

@@ -1,0 +1,189 @@
+//! The rules of the cache: what is asked for, for whom, and what is shown meanwhile.
+
+use super::*;
+
+impl Model {
+    /// `folder` "" is the list of folders.
+    pub(super) fn list(&mut self, backend: char, folder: &str) -> Result<Vec<String>, No> {
+        let key = (backend, folder.to_owned());
+        if let Some((names, at)) = self.lists.get(&key)
+            && (backend == 'b' || self.now - at < TTL)
+        {
+            return Ok(names.clone());
+        }
+        self.listings += 1;
+        let no = match self.storm(backend) {
+            None => {
+                let names = match folder {
+                    "" => self.folders_in(backend),
+                    folder => self.names_in(backend, folder),
+                };
+                self.lists.insert(key, (names.clone(), self.now));
+                return Ok(names);
+            }
+            Some(no) => no,
+        };
+        if no == No::Refused {
+            self.lists.remove(&key);
+        }
+        match self.lists.get(&key) {
+            Some((names, _)) if matches!(no, No::Down | No::Late) => Ok(names.clone()),
+            _ => Err(no),
+        }
+    }
+
+    pub(super) fn fetch(&mut self, path: &'static str) -> Result<Given, No> {
+        if let Some(cached) = self.values.get(path)
+            && (cached.forever || self.now - cached.at < TTL)
+        {
+            return Ok(Given {
+                generation: cached.generation.clone(),
+                waited: false,
+                stale: false,
+            });
+        }
+        match self.ask(path) {
+            Ok(generation) => Ok(Given {
+                generation,
+                waited: true,
+                stale: false,
+            }),
+            Err(no) => {
+                if matches!(no, No::Absent | No::Refused) {
+                    self.forget(path);
+                }
+                match self.values.get(path) {
+                    Some(old)
+                        if matches!(no, No::Down | No::Late)
+                            && self.now - old.at < TTL + stale_of(path) =>
+                    {
+                        Ok(Given {
+                            generation: old.generation.clone(),
+                            waited: true,
+                            stale: true,
+                        })
+                    }
+                    _ => Err(no),
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, path: &'static str) -> Result<Generation, No> {
+        let mut forever = true;
+        let mut at = self.now;
+        for place in places_of(path) {
+            forever &= self.backend_of(place) == 'b';
+            let Some(record) = self.record(place, path)? else {
+                continue;
+            };
+            at = at.min(record.at);
+            let Record { value, version, .. } = record;
+            let number = match self.generations.get(path) {
+                Some((from, same, number)) if *from == place && *same == version => *number,
+                _ => {
+                    self.numbers += 1;
+                    self.generations
+                        .insert(path, (place, version, self.numbers));
+                    self.numbers
+                }
+            };
+            let generation = Generation { number, value };
+            let cached = Cached {
+                generation: generation.clone(),
+                at,
+                forever,
+            };
+            self.values.insert(path, cached);
+            for (other, record) in &mut self.records {
+                match *other == place {
+                    true => record.users.insert(path),
+                    false => record.users.remove(path),
+                };
+            }
+            self.records.retain(|_, record| !record.users.is_empty());
+            return Ok(generation);
+        }
+        Err(No::Absent)
+    }
+
+    /// What is at a place: read now, if it was not read lately.
+    fn record(&mut self, place: &'static str, path: &'static str) -> Result<Option<Record>, No> {
+        let backend = self.backend_of(place);
+        if let Some(record) = self.records.get(place)
+            && (backend == 'b' || self.now - record.at < TTL)
+        {
+            return Ok(Some(record.clone()));
+        }
+        let storm = self.storm(backend);
+        // Two ask for the second at the same time only if it takes that long.
+        let at_once = place != "b:web/second" || storm == Some(No::Late);
+        let before = self.asked_at_once.as_ref();
+        if let Some(failed) = before
+            .and_then(|asked| asked.get(place))
+            .filter(|_| at_once)
+        {
+            return failed.map(|()| None);
+        }
+        self.reads += 1;
+        let found = self.places.get(place).filter(|found| found.exists);
+        let found = found.map(|found| found.versions.last().unwrap().clone());
+        let failed = match (storm, found) {
+            (None, Some((value, version))) => {
+                let mut users = BTreeSet::new();
+                match self.records.remove(place) {
+                    Some(same) if same.version == version => users = same.users,
+                    Some(other) => self.overtake(other, path),
+                    None => {}
+                }
+                let at = self.now;
+                let record = Record {
+                    value,
+                    version,
+                    at,
+                    users,
+                };
+                self.records.insert(place, record.clone());
+                return Ok(Some(record));
+            }
+            (None, None) => {
+                if let Some(gone) = self.records.remove(place) {
+                    self.overtake(gone, path);
+                }
+                Ok(())
+            }
+            (Some(no), _) => {
+                if let Some(gone) = self.records.get(place).filter(|_| no == No::Refused) {
+                    // Who reads next finds out.
+                    for user in gone.users.clone() {
+                        self.forget(user);
+                    }
+                }
+                Err(no)
+            }
+        };
+        if let Some(asked) = &mut self.asked_at_once {
+            asked.insert(place, failed);
+        }
+        failed.map(|()| None)
+    }
+
+    /// There is another record now, and who asked for it knows.
+    fn overtake(&mut self, record: Record, by: &'static str) {
+        for user in record.users {
+            self.values.remove(user);
+            if user != by {
+                self.overtaken.insert(user);
+            }
+        }
+    }
+
+    /// Drops a value, and its record if no other was cut from it.
+    pub(super) fn forget(&mut self, path: &'static str) {
+        self.values.remove(path);
+        self.records.retain(|_, record| {
+            record.users.remove(path);
+            !record.users.is_empty()
+        });
+    }
+}
