@@ -18,5 +18,6 @@ mod common;
 mod changing;
 mod harness;
 mod identities;
+mod leases;
 mod network;
 mod reading;
