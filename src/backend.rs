@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use crate::secret::{Name, SecretBytes};
 
+pub mod hints;
 pub mod reference;
 pub mod store;
 pub mod vault;
@@ -19,6 +20,7 @@ pub mod vault;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use hints::{Hint, Hints};
 pub use reference::{Reference, ReferenceError};
 
 /// What a backend calls one value of a secret: a number, an id, a stage.
@@ -83,6 +85,19 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// True if nothing changes without our own doing: every change is announced to the cache, which need not ask again
     /// when its TTL is over.
     fn announces_changes(&self) -> bool;
+
+    /// How often what is in use is asked for its [`Backend::version`]; `None` or zero: never. Not looked at where changes
+    /// are announced.
+    fn poll(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Listens to what the backend itself tells of changes, and passes it on, for as long as the daemon runs: it connects
+    /// again when the connection is lost, and then calls [`Hints::resync`]. `None` if it tells nothing. Called once.
+    fn listen(&self, hints: Hints) -> Option<BoxFuture<'_, ()>> {
+        let _ = hints;
+        None
+    }
 
     /// The value that `reference` names: its path, its query and its version. Picking the field out of the record is
     /// the caller's part ([`field`]).

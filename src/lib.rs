@@ -20,5 +20,6 @@ pub mod keeper;
 pub mod policy;
 pub mod run;
 pub mod secret;
+pub mod signal;
 mod sync;
 pub mod sys;

@@ -9,12 +9,12 @@
     reason = "it is part of tests"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use secretfs::backend::{Backend, BackendError, Fetched, Lease, Reference, Version};
+use secretfs::backend::{Backend, BackendError, Fetched, Hints, Lease, Reference, Version};
 use secretfs::secret::{Name, SecretBytes};
 use tokio::sync::oneshot;
 
@@ -35,6 +35,19 @@ pub enum Weather {
     Garbled,
     /// With a panic.
     Panicking,
+}
+
+/// What it says when it is asked for a version.
+#[allow(dead_code, reason = "each test uses its part")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Word {
+    /// The version.
+    #[default]
+    Plain,
+    /// "No": what is said of a value is not for us.
+    Refused,
+    /// That only reading tells.
+    Nothing,
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +72,13 @@ struct State {
     revoked: Vec<String>,
     reads: usize,
     lists: usize,
-    polls: usize,
+    /// The places that were asked for their version.
+    polled: Vec<String>,
+    word: Word,
+    /// Places that do not tell their version, whatever the weather.
+    mute: BTreeSet<String>,
+    every: Option<Duration>,
+    hints: Option<Hints>,
     /// Answers are made when they are asked for, and given when they are let go.
     holding: bool,
     held: Vec<Option<oneshot::Sender<()>>>,
@@ -249,7 +268,43 @@ impl Faulty {
 
     /// How often a version was asked for.
     pub fn polls(&self) -> usize {
-        self.state().polls
+        self.state().polled.len()
+    }
+
+    /// The places that were asked for their version, since the last time.
+    pub fn polled(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().polled)
+    }
+
+    /// How it is to be polled, from the next start on.
+    pub fn poll_every(&self, every: Duration) {
+        self.state().every = Some(every);
+    }
+
+    /// From now on it says this of versions.
+    pub fn word(&self, word: Word) {
+        self.state().word = word;
+    }
+
+    /// Whether this place cannot be reached for its version.
+    pub fn mute(&self, path: &str, mute: bool) {
+        let mut state = self.state();
+        match mute {
+            true => drop(state.mute.insert(path.to_owned())),
+            false => drop(state.mute.remove(path)),
+        }
+    }
+
+    /// The version that a place has.
+    pub fn newest(&self, path: &str) -> Option<Version> {
+        let state = self.state();
+        let current = state.values.get(path)?.current;
+        Some(Version::new(current.to_string()))
+    }
+
+    /// Where it tells of changes, once somebody listens.
+    pub fn hints(&self) -> Hints {
+        self.state().hints.clone().expect("somebody who listens")
     }
 
     /// From now on answers wait until they are let go.
@@ -321,6 +376,15 @@ impl Backend for Faulty {
         self.announces
     }
 
+    fn poll(&self) -> Option<Duration> {
+        self.state().every
+    }
+
+    fn listen(&self, hints: Hints) -> Option<BoxFuture<'_, ()>> {
+        self.state().hints = Some(hints);
+        Some(Box::pin(std::future::pending()))
+    }
+
     fn read<'a>(
         &'a self,
         reference: &'a Reference,
@@ -355,19 +419,25 @@ impl Backend for Faulty {
         &'a self,
         reference: &'a Reference,
     ) -> BoxFuture<'a, Result<Option<Version>, BackendError>> {
-        let found = {
+        let (found, word, mute) = {
             let mut state = self.state();
-            state.polls += 1;
+            state.polled.push(reference.path.clone());
             let dynamic = state.leased.contains_key(&reference.path);
             if dynamic {
                 drop(state);
                 return self.answer(Ok(None));
             }
             let kept = state.values.get(&reference.path);
-            kept.and_then(|kept| kept.read(reference.version.as_ref()))
+            let found = kept.and_then(|kept| kept.read(reference.version.as_ref()));
+            (found, state.word, state.mute.contains(&reference.path))
         };
         let absent = || BackendError::Absent(reference.to_string());
-        self.answer(found.map(|found| Some(found.version)).ok_or_else(absent))
+        self.answer(match word {
+            _ if mute => Err(BackendError::Unreachable("mute".to_owned())),
+            Word::Plain => found.map(|found| Some(found.version)).ok_or_else(absent),
+            Word::Refused => Err(BackendError::Refused("metadata".to_owned())),
+            Word::Nothing => Ok(None),
+        })
     }
 
     fn renew<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<Lease, BackendError>> {
