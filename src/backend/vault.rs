@@ -5,7 +5,7 @@
 //!
 //! | engine | a path without `?` | with `?` |
 //! |---|---|---|
-//! | KV 2 | the record's data; `@3` is its third version | – |
+//! | KV 2 | the record's data; `@3` is its third version ([`lives`]) | – |
 //! | KV 1 | the record's data, called by its keyed hash | – |
 //! | any other | what reading the path gives | what writing these arguments gives |
 //!
@@ -30,6 +30,7 @@ use crate::secret::Name;
 mod auth;
 mod endpoint;
 mod http;
+mod lives;
 mod mounts;
 mod reply;
 pub mod settings;
@@ -39,6 +40,7 @@ use auth::Auth;
 use endpoint::Logical;
 pub use http::origin as http_origin;
 use http::{Http, Reply};
+use lives::Lives;
 use mounts::{Engine, Mounts, Place};
 pub use settings::Settings;
 
@@ -52,6 +54,7 @@ struct Inner {
     http: Http,
     auth: Auth,
     mounts: Mounts,
+    lives: Lives,
     /// What values without a version are called by. Of this process alone: a hash that could be compared would tell what
     /// a short value is.
     key: hmac::Key,
@@ -86,6 +89,7 @@ impl Vault {
             http: Http::new(settings, env)?,
             auth: Auth::new(settings.auth.clone(), env, clock.clone()),
             mounts: Mounts::default(),
+            lives: Lives::default(),
             key,
             clock,
         })))
@@ -143,7 +147,7 @@ impl Vault {
             )),
             Engine::Versioned => {
                 let version = match version {
-                    Some(version) => Some(number(version, what)?),
+                    Some(version) => Some(self.number(place, version, what)?),
                     None => None,
                 };
                 self.record(place, version, what).await
@@ -186,7 +190,17 @@ impl Vault {
             path: place.path.clone(),
             version,
         };
-        reply::record(&self.ask(read).await?.body(what)?, what)
+        let (mut fetched, number) = reply::record(&self.ask(read).await?.body(what)?, what)?;
+        let (made, current) = (fetched.modified, version.is_none());
+        fetched.version = self.0.lives.name(place, number, made, current);
+        Ok(fetched)
+    }
+
+    /// The number of a version of a record.
+    fn number(&self, place: &Place, version: &Version, what: &str) -> Result<u64, BackendError> {
+        self.0.lives.number(place, version).ok_or_else(|| {
+            BackendError::Absent(format!("{what}: versions are numbers here, as in `@3`"))
+        })
     }
 
     async fn versions(&self, place: &Place, what: &str) -> Result<reply::Versions, BackendError> {
@@ -252,11 +266,6 @@ impl Vault {
     }
 }
 
-fn number(version: &Version, what: &str) -> Result<u64, BackendError> {
-    let number = version.as_str().parse().ok().filter(|number| *number > 0);
-    number.ok_or_else(|| BackendError::Absent(format!("{what}: versions are numbers here")))
-}
-
 /// `90s`, `1h`, or seconds.
 fn duration(text: &str) -> Option<std::time::Duration> {
     if let Ok(seconds) = text.parse() {
@@ -294,7 +303,7 @@ impl Backend for Vault {
             if place.engine != Engine::Versioned || reference.version.is_some() {
                 return Err(absent());
             }
-            let current = number(current, &what)?;
+            let current = self.number(&place, current, &what)?;
             let versions = self.versions(&place, &what).await?;
             let before = versions.kept.range(..current).next_back();
             let (before, _) = before.ok_or_else(absent)?;
@@ -314,12 +323,15 @@ impl Backend for Vault {
             }
             let versions = self.versions(&place, &what).await?;
             let asked = match &reference.version {
-                Some(version) => number(version, &what)?,
+                Some(version) => self.number(&place, version, &what)?,
                 None => versions.current,
             };
-            match versions.kept.contains_key(&asked) {
-                true => Ok(Some(Version::new(asked.to_string()))),
-                false => Err(BackendError::Absent(what)),
+            match versions.kept.get(&asked) {
+                Some(made) => {
+                    let current = asked == versions.current;
+                    Ok(Some(self.0.lives.name(&place, asked, *made, current)))
+                }
+                None => Err(BackendError::Absent(what)),
             }
         })
     }

@@ -15,7 +15,7 @@ use crate::secret::SecretBytes;
 const KNOWN_FOR: Duration = Duration::from_secs(600);
 
 /// An engine that secrets come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Engine {
     /// KV 2, with versions.
     Versioned,
@@ -26,7 +26,7 @@ pub(super) enum Engine {
 }
 
 /// A path, as an engine and what it calls it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Place {
     pub(super) engine: Engine,
     /// Without the slash at its end.

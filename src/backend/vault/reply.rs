@@ -114,11 +114,11 @@ fn bytes(raw: &RawValue) -> SecretBytes {
     SecretBytes::new(raw.get().as_bytes().to_vec())
 }
 
-/// A version of a record in a KV 2 engine.
+/// A version of a record in a KV 2 engine, and its number.
 ///
 /// # Errors
 /// [`BackendError::Absent`] for one that was deleted; [`BackendError::Unusable`].
-pub(super) fn record(body: &SecretBytes, what: &str) -> Result<Fetched, BackendError> {
+pub(super) fn record(body: &SecretBytes, what: &str) -> Result<(Fetched, u64), BackendError> {
     #[derive(Deserialize)]
     struct Versioned<'a> {
         #[serde(borrow)]
@@ -137,13 +137,14 @@ pub(super) fn record(body: &SecretBytes, what: &str) -> Result<Fetched, BackendE
         return Err(BackendError::Absent(format!("{what}: deleted")));
     };
     let mut custom = metadata.custom_metadata.unwrap_or_default();
-    Ok(Fetched {
+    let fetched = Fetched {
         value: bytes(data),
         version: Version::new(metadata.version.to_string()),
         modified: metadata.created_time.parse().ok(),
         description: custom.remove("description"),
         lease: None,
-    })
+    };
+    Ok((fetched, metadata.version))
 }
 
 /// A record in a KV 1 engine, which has no versions: each value is called by its keyed hash.

@@ -11,7 +11,7 @@ use vaultrs::api::kv2::requests::{DeleteSecretMetadataRequest, DestroySecretVers
 use zeroize::Zeroizing;
 
 use super::endpoint::Logical;
-use super::{Engine, Place, Vault, number};
+use super::{Engine, Place, Vault};
 use crate::backend::{BackendError, Record, Reference, Version, WHOLE, Writer};
 use crate::secret::SecretBytes;
 
@@ -74,9 +74,15 @@ impl Vault {
                     #[derive(serde::Deserialize)]
                     struct Written {
                         version: u64,
+                        #[serde(default)]
+                        created_time: String,
                     }
-                    let Written { version } = super::reply::data(&body, &what)?;
-                    Ok(Version::new(version.to_string()))
+                    let Written {
+                        version,
+                        created_time,
+                    } = super::reply::data(&body, &what)?;
+                    let made = created_time.parse().ok();
+                    Ok(self.0.lives.name(&place, version, made, true))
                 }
                 Engine::Plain | Engine::Dynamic => Ok(self.fetch(reference).await?.version),
             };
@@ -95,7 +101,10 @@ impl Vault {
         };
         let data = match self.fetch(&whole).await {
             Ok(fetched) => {
-                let version = fetched.version.as_str().parse().unwrap_or_default();
+                let version = match place.engine {
+                    Engine::Versioned => self.number(place, &fetched.version, &what)?,
+                    Engine::Plain | Engine::Dynamic => 0,
+                };
                 return Ok(Before {
                     data: Some(fetched.value),
                     version,
@@ -257,7 +266,7 @@ impl Writer for Vault {
                     self.ask(remove).await?
                 }
                 (Engine::Versioned, Some(version)) => {
-                    let version = number(version, &what)?;
+                    let version = self.number(&place, version, &what)?;
                     let kept = self.versions(&place, &what).await?.kept;
                     if !kept.contains_key(&version) {
                         return Err(BackendError::Absent(format!("{reference}@{version}")));
@@ -285,7 +294,8 @@ impl Writer for Vault {
                 return Err(unusable(reference, "has no versions"));
             }
             let what = format!("{reference}@{to}");
-            let earlier = self.record(&place, Some(number(to, &what)?), &what).await?;
+            let number = self.number(&place, to, &what)?;
+            let earlier = self.record(&place, Some(number), &what).await?;
             let field = reference.field.as_deref().filter(|field| *field != WHOLE);
             let value = match field {
                 None => earlier.value,
@@ -314,7 +324,9 @@ impl Writer for Vault {
             let kept = kept.filter(|(version, _)| *version <= versions.current);
             Ok(kept
                 .map(|(version, made)| {
-                    (Version::new(version.to_string()), made.unwrap_or_default())
+                    let current = version == versions.current;
+                    let name = self.0.lives.name(&place, version, made, current);
+                    (name, made.unwrap_or_default())
                 })
                 .collect())
         })
