@@ -182,7 +182,6 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let session = session.map_err(RunError::system("the FUSE session"))?;
     let audit = wired.audit.clone();
     let lookup = Arc::new(Procfs::default());
-    let vaults = wired.vaults.clone();
     let (tree, cache) = (Arc::clone(&wired.tree), Arc::clone(&wired.cache));
     let handler = Arc::new(wired.handler(Some(running.clone())));
     let listener = UnixListener::from(inherited.control);
@@ -202,9 +201,6 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
             Limits::default(),
             shutdown,
         ));
-        for vault in vaults {
-            tokio::spawn(async move { vault.keep().await });
-        }
         let (watching, looking) = (Arc::clone(&running), Arc::clone(&running));
         tokio::spawn(async move {
             watch::run(&watching.file(), watching.watched(), || looking.look()).await;
@@ -289,7 +285,6 @@ struct Wired {
     cache: Arc<Cache>,
     tree: Arc<Tree>,
     stores: BTreeMap<Name, Store>,
-    vaults: Vec<Vault>,
     audit: Audit,
     parts: AuditParts,
     unknown: Vec<String>,
@@ -331,9 +326,8 @@ impl Wired {
             (name.clone(), Arc::new(store.clone()))
         };
         let mut backends: HashMap<Name, Arc<dyn Backend>> = stores.iter().map(backend).collect();
-        let vaults = vaults(config, clock)?;
-        for (name, vault) in &vaults {
-            backends.insert(name.clone(), Arc::new(vault.clone()));
+        for (name, vault) in vaults(config, clock)? {
+            backends.insert(name, Arc::new(vault));
         }
         let cache = Cache::new(backends, times(config), epoch, clock.clone());
         let cache = Arc::new(cache.with_events(events));
@@ -348,7 +342,6 @@ impl Wired {
             cache,
             tree,
             stores,
-            vaults: vaults.into_values().collect(),
             audit,
             parts,
             unknown,

@@ -14,21 +14,23 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join};
 use rustify::Endpoint;
 use vaultrs::api::kv2::requests::{
     ListSecretsRequest, ReadSecretMetadataRequest, ReadSecretRequest,
 };
 
-use super::{Backend, BackendError, Fetched, Lease, Reference, Version, Writer};
+use super::{Backend, BackendError, Fetched, Hints, Lease, Reference, Version, Writer};
 use crate::clock::Clock;
 use crate::secret::Name;
 
 mod auth;
 mod endpoint;
+mod events;
 mod http;
 mod lives;
 mod mounts;
@@ -52,6 +54,7 @@ struct Inner {
     /// In the config.
     name: Name,
     http: Http,
+    poll: Duration,
     auth: Auth,
     mounts: Mounts,
     lives: Lives,
@@ -87,17 +90,13 @@ impl Vault {
         Ok(Self(Arc::new(Inner {
             name,
             http: Http::new(settings, env)?,
+            poll: settings.poll,
             auth: Auth::new(settings.auth.clone(), env, clock.clone()),
             mounts: Mounts::default(),
             lives: Lives::default(),
             key,
             clock,
         })))
-    }
-
-    /// Stays signed in, for as long as it is waited for.
-    pub async fn keep(&self) {
-        self.0.auth.keep(&self.0.http).await;
     }
 
     /// Asks as who we are. If that is refused, once more after another sign-in.
@@ -267,9 +266,9 @@ impl Vault {
 }
 
 /// `90s`, `1h`, or seconds.
-fn duration(text: &str) -> Option<std::time::Duration> {
+fn duration(text: &str) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
-        return Some(std::time::Duration::from_secs(seconds));
+        return Some(Duration::from_secs(seconds));
     }
     let parsed: jiff::SignedDuration = text.parse().ok()?;
     parsed.try_into().ok()
@@ -282,6 +281,18 @@ impl Backend for Vault {
 
     fn announces_changes(&self) -> bool {
         false
+    }
+
+    fn poll(&self) -> Option<Duration> {
+        Some(self.0.poll)
+    }
+
+    /// Stays signed in as well.
+    fn listen(&self, hints: Hints) -> Option<BoxFuture<'_, ()>> {
+        let Inner { auth, http, .. } = &*self.0;
+        Some(Box::pin(async move {
+            join(auth.keep(http), events::listen(self, &hints)).await;
+        }))
     }
 
     fn read<'a>(

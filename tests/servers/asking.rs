@@ -38,7 +38,7 @@ pub(crate) fn client_in(settings: &Settings, env: &[(&str, &str)]) -> Client {
         let found = env.iter().find(|(key, _)| *key == name);
         found.map(|(_, value)| (*value).to_owned())
     };
-    Client::new(settings, &get, Clock::default()).unwrap()
+    Client::new("v".parse().unwrap(), settings, &get, Clock::default()).unwrap()
 }
 
 /// The way to sign in with a token, which is put into a file of this name.

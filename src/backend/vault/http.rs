@@ -10,11 +10,16 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
+use http::header::{
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
-use reqwest::{Certificate, Identity, Url, redirect};
+use reqwest::{Certificate, Identity, Upgraded, Url, redirect};
 use rustify::Endpoint;
 use rustify::client::Client as Carrier;
 use rustify::errors::ClientError;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::settings::{ClientCertificate, Settings};
@@ -156,6 +161,47 @@ impl Http {
             // The request could not be put together. What it was about may be in the error, so it is not shown.
             Err(_) => Err(self.wrong_request()),
         }
+    }
+
+    /// Asks for a WebSocket: the status, and the connection if the server agrees. `path` may have a query.
+    ///
+    /// # Errors
+    /// As [`Http::ask`].
+    pub(super) async fn upgrade(
+        &self,
+        path: &str,
+        token: &HeaderValue,
+    ) -> Result<(StatusCode, Option<Upgraded>), BackendError> {
+        let key = generate_key();
+        let request = self
+            .client
+            .get(format!("{}/v1/{path}", self.address))
+            .headers(self.headers(Some(token)))
+            .header(CONNECTION, "upgrade")
+            .header(UPGRADE, "websocket")
+            .header(SEC_WEBSOCKET_VERSION, "13")
+            .header(SEC_WEBSOCKET_KEY, &key);
+        let response = request
+            .send()
+            .await
+            .map_err(|error| self.unreachable(&error))?;
+        let status = response.status();
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            return Ok((status, None));
+        }
+        let accepted = response.headers().get(SEC_WEBSOCKET_ACCEPT);
+        if accepted.is_none_or(|accepted| accepted != &*derive_accept_key(key.as_bytes())) {
+            let what = format!(
+                "{}: agrees to something else than a WebSocket",
+                self.address
+            );
+            return Err(BackendError::Unusable(what));
+        }
+        let socket = response.upgrade().await;
+        Ok((
+            status,
+            Some(socket.map_err(|error| self.unreachable(&error))?),
+        ))
     }
 
     fn wrong_request(&self) -> BackendError {
