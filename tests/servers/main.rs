@@ -23,3 +23,4 @@ mod identities;
 mod leases;
 mod network;
 mod reading;
+mod signals;
