@@ -42,12 +42,14 @@ mod flights;
 mod health;
 mod names;
 mod state;
+mod used;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use answer::Answer;
 pub use names::Names;
+pub use used::Cached;
 
 use ask::Found;
 use health::Health;
@@ -377,6 +379,7 @@ impl Cache {
                 generation: Arc::clone(&generation),
                 binding: Arc::clone(binding),
                 fetched: now,
+                asked: now,
                 forever,
             };
             state.keep(path, kept);

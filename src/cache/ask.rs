@@ -45,7 +45,7 @@ impl Cache {
         Ok((reference.clone(), fit(reference, fetched)?))
     }
 
-    fn backend(&self, reference: &Reference) -> Result<&Arc<dyn Backend>, BackendError> {
+    pub(super) fn backend(&self, reference: &Reference) -> Result<&Arc<dyn Backend>, BackendError> {
         self.backends.get(&reference.backend).ok_or_else(|| {
             let name = reference.backend.as_str();
             BackendError::Unusable(format!("no backend {name:?} is running"))

@@ -41,6 +41,8 @@ pub(super) struct Kept {
     pub(super) generation: Arc<Generation>,
     pub(super) binding: Arc<Binding>,
     pub(super) fetched: Instant,
+    /// When somebody last asked for it.
+    pub(super) asked: Instant,
     /// Each place that was asked for it announces its changes.
     pub(super) forever: bool,
 }
@@ -98,7 +100,8 @@ impl State {
         now: Instant,
         ttl: Duration,
     ) -> Option<Arc<Generation>> {
-        let kept = self.values.get(path)?;
+        let kept = self.values.get_mut(path)?;
+        kept.asked = now;
         let young = kept.forever || now.saturating_duration_since(kept.fetched) < ttl;
         // Mostly it is the very same one.
         let same = std::ptr::eq(Arc::as_ptr(&kept.binding), binding)
