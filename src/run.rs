@@ -35,6 +35,7 @@ use crate::fs::{Catalogue, Tree};
 use crate::fuse::Session;
 use crate::keeper;
 use crate::secret::{Name, SecretBytes};
+use crate::signal::Signals;
 use crate::sys::{self, SecretMemory};
 
 mod daemon;
@@ -160,7 +161,9 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         .map_err(RunError::system("the keeper's socket"))?;
     let runtime = runtime()?;
     let handle = runtime.handle().clone();
-    let running = Arc::new(Running::new(config, file, &wired, ending, handle, clock));
+    let (signals, listening) = Signals::new(wired.cache.backends(), clock.clone());
+    let running = Running::new(config, file, &wired, signals, ending, handle, clock);
+    let running = Arc::new(running);
 
     let session = Session::start(
         Arc::clone(&wired.tree),
@@ -169,7 +172,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         runtime.handle().clone(),
     );
     let session = session.map_err(RunError::system("the FUSE session"))?;
-    let audit = wired.audit.clone();
+    let (audit, tree) = (wired.audit.clone(), Arc::clone(&wired.tree));
     let lookup = Arc::new(Procfs::default());
     let handler = Arc::new(wired.handler(Some(running.clone())));
     let listener = UnixListener::from(inherited.control);
@@ -193,6 +196,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         tokio::spawn(async move {
             watch::run(&watching.file(), watching.watched(), || looking.look()).await;
         });
+        let listening = tokio::spawn(listening.run(tree));
         let mut lost = await_end(session)?;
         let mut accounts = tokio::time::interval(ACCOUNT_FILES);
         accounts.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -206,6 +210,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
                 ended = &mut lost => break ended.map_err(io::Error::other).flatten(),
             }
         };
+        listening.abort();
         drop(end);
         let _ = tokio::time::timeout(DRAIN, control).await;
         why
