@@ -55,12 +55,14 @@ mod reading;
 mod records;
 mod state;
 mod tending;
+mod used;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use answer::Answer;
 pub use names::Names;
+pub use used::Cached;
 
 use ask::Found;
 use health::Health;
@@ -428,6 +430,7 @@ impl Cache {
                 generation: Arc::clone(&generation),
                 binding: Arc::clone(binding),
                 fetched: since.unwrap_or(record.fetched),
+                asked: self.clock.now(),
                 record,
                 forever,
             };

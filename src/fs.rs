@@ -30,6 +30,7 @@ mod node;
 mod open;
 mod permits;
 mod types;
+mod used;
 
 pub use crate::cache::Answer;
 pub use catalogue::{Catalogue, Look};

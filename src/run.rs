@@ -36,6 +36,7 @@ use crate::fs::{Catalogue, Tree};
 use crate::fuse::Session;
 use crate::keeper;
 use crate::secret::{Name, SecretBytes};
+use crate::signal::Signals;
 use crate::sys::{self, SecretMemory};
 
 mod daemon;
@@ -171,7 +172,9 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         .map_err(RunError::system("the keeper's socket"))?;
     let runtime = runtime()?;
     let handle = runtime.handle().clone();
-    let running = Arc::new(Running::new(config, file, &wired, ending, handle, clock));
+    let (signals, listening) = Signals::new(wired.cache.backends(), clock.clone());
+    let running = Running::new(config, file, &wired, signals, ending, handle, clock);
+    let running = Arc::new(running);
 
     let session = Session::start(
         Arc::clone(&wired.tree),
@@ -205,8 +208,9 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         tokio::spawn(async move {
             watch::run(&watching.file(), watching.watched(), || looking.look()).await;
         });
-        tokio::spawn(tree.keep_up());
+        tokio::spawn(Arc::clone(&tree).keep_up());
         let tending = tokio::spawn(Arc::clone(&cache).tend());
+        let listening = tokio::spawn(listening.run(tree));
         let mut lost = await_end(session)?;
         let mut accounts = tokio::time::interval(ACCOUNT_FILES);
         accounts.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -220,6 +224,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
                 ended = &mut lost => break ended.map_err(io::Error::other).flatten(),
             }
         };
+        listening.abort();
         drop(end);
         tending.abort();
         let control = tokio::time::timeout(DRAIN, control);

@@ -37,6 +37,12 @@ impl Health {
         }
     }
 
+    /// True if it could not be reached when it was last asked.
+    pub(super) fn is_down(&self, backend: &Name) -> bool {
+        let down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        down.contains(backend)
+    }
+
     fn up(&self, backend: &Name) {
         let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
         if down.remove(backend) {

@@ -54,6 +54,8 @@ pub(super) struct Kept {
     pub(super) record: Arc<Record>,
     /// When the oldest of the answers was given that it rests on.
     pub(super) fetched: Instant,
+    /// When somebody last asked for it.
+    pub(super) asked: Instant,
     /// Each place that was asked for it announces its changes.
     pub(super) forever: bool,
 }
@@ -140,7 +142,8 @@ impl State {
         now: Instant,
         ttl: Duration,
     ) -> Option<Arc<Generation>> {
-        let kept = self.values.get(path)?;
+        let kept = self.values.get_mut(path)?;
+        kept.asked = now;
         let young = match &kept.record.lease {
             None => kept.forever || now.saturating_duration_since(kept.fetched) < ttl,
             Some(lease) => {

@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 
+use jiff::Timestamp;
+
 use crate::cli::input;
 use crate::cli::output::{Mood, Styled, note, plain, printable};
 use crate::cli::session::{Session, understand};
-use crate::control::answers::{AuditLine, AuditSummary, Explained, Status};
+use crate::control::answers::{AuditLine, AuditSummary, Explained, SignalStatus, Status};
 use crate::control::client::Upload;
 use crate::control::protocol::{AuditQuery, Subject};
 use crate::control::{Failure, Kind, Request};
@@ -53,6 +55,13 @@ pub(crate) fn status(session: &mut Session) -> Result<(), Failure> {
             let _ = write!(text, ": {trouble}");
         }
         row(&format!("backend {}", backend.name), text, mood);
+        if let Some(signals) = &backend.signals {
+            let what = format!("changes at {}", backend.name);
+            row(&what, noticed(signals), Mood::Plain);
+            if signals.refused > 0 {
+                row(&what, unseen(signals.refused), Mood::Doubtful);
+            }
+        }
     }
     let cache = format!(
         "{} values, {} bytes, {} fetches under way, {} open handles",
@@ -78,6 +87,32 @@ pub(crate) fn status(session: &mut Session) -> Result<(), Failure> {
         row("revoked", text, Mood::Bad);
     }
     session.output.table(&[], rows)
+}
+
+/// How changes are noticed, and when that last happened.
+fn noticed(signals: &SignalStatus) -> String {
+    let when = |time: Option<Timestamp>| match time {
+        Some(time) => format!("{time:.0}"),
+        None => "none yet".to_owned(),
+    };
+    format!(
+        "{} in use, last poll {}, last signal {}",
+        counted(signals.in_use),
+        when(signals.polled),
+        when(signals.heard)
+    )
+}
+
+fn unseen(records: usize) -> String {
+    let records = counted(records);
+    format!("cannot see versions of {records}: the policy forbids metadata; the TTL alone counts")
+}
+
+fn counted(records: usize) -> String {
+    match records {
+        1 => "1 record".to_owned(),
+        records => format!("{records} records"),
+    }
 }
 
 pub(crate) fn explain(
@@ -222,4 +257,29 @@ pub(crate) fn audit(session: &mut Session, wanted: Wanted) -> Result<(), Failure
     };
     note(&format!("{} lines read, {verified}{lost}", summary.lines));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_changes_are_noticed_is_one_line_and_what_is_not_seen_another() {
+        let mut signals = SignalStatus {
+            polled: None,
+            heard: None,
+            in_use: 1,
+            refused: 1,
+        };
+        let line = "1 record in use, last poll none yet, last signal none yet";
+        assert_eq!(noticed(&signals), line);
+        signals.in_use = 12;
+        signals.polled = Some("2026-11-25T16:00:00.7Z".parse().unwrap());
+        let line = "12 records in use, last poll 2026-11-25T16:00:00Z, last signal none yet";
+        assert_eq!(noticed(&signals), line);
+        assert_eq!(
+            unseen(3),
+            "cannot see versions of 3 records: the policy forbids metadata; the TTL alone counts"
+        );
+    }
 }

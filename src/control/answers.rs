@@ -150,6 +150,22 @@ pub struct BackendStatus {
     pub trouble: Option<String>,
     /// How many secrets it has, if it is a store.
     pub secrets: Option<usize>,
+    /// How changes at it are noticed; left out if it announces them, or no daemon runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signals: Option<SignalStatus>,
+}
+
+/// How changes at a backend are noticed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalStatus {
+    /// When it last answered a poll.
+    pub polled: Option<Timestamp>,
+    /// When it, or a broker, last told of a change.
+    pub heard: Option<Timestamp>,
+    /// How many of its records are in use.
+    pub in_use: usize,
+    /// How many of them we may not see without reading them: the TTL alone counts.
+    pub refused: usize,
 }
 
 /// Of `explain`.

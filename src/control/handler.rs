@@ -29,6 +29,7 @@ use crate::control::{Answer, Body, Commands, Event, Exchange, Failure, Kind};
 use crate::fs::{Change, Tree};
 use crate::policy::Reason;
 use crate::secret::{Name, SecretBytes, SecretPath};
+use crate::signal::Report;
 
 /// How long a server may take over a change.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -86,6 +87,9 @@ pub trait Daemon: Send + Sync + fmt::Debug {
 
     /// Users and groups in the config that are not known.
     fn unknown(&self) -> Vec<String>;
+
+    /// How changes at this backend are noticed, unless it announces them.
+    fn signals(&self, backend: &Name) -> Option<Report>;
 
     /// Where the secrets appear.
     fn mount(&self) -> String;

@@ -21,6 +21,8 @@ use crate::control::answers::Reloaded;
 use crate::control::handler::Daemon;
 use crate::fs::{Catalogue, Tree};
 use crate::keeper;
+use crate::secret::Name;
+use crate::signal::{Report, Signals};
 
 /// How long a reload waits until open handles are checked again. New opens and reads follow the new rules in any case.
 const ENFORCED: Duration = Duration::from_secs(2);
@@ -33,6 +35,7 @@ const ACCOUNT_FILES: [&str; 2] = ["/etc/passwd", "/etc/group"];
 pub(super) struct Running {
     cache: Arc<Cache>,
     tree: Arc<Tree>,
+    signals: Signals,
     /// Held while a config or accounts are read and put in force, so that two never mix.
     turn: Mutex<Turn>,
     config: Mutex<Arc<Config>>,
@@ -66,6 +69,7 @@ impl Running {
         config: Config,
         file: Print,
         wired: &Wired,
+        signals: Signals,
         ending: UnixStream,
         runtime: Handle,
         clock: &Clock,
@@ -73,6 +77,7 @@ impl Running {
         Self {
             cache: Arc::clone(&wired.cache),
             tree: Arc::clone(&wired.tree),
+            signals,
             state: config.state.clone(),
             keeping: Mutex::default(),
             turn: Mutex::new(Turn {
@@ -258,6 +263,10 @@ impl Daemon for Running {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    fn signals(&self, backend: &Name) -> Option<Report> {
+        self.signals.report(backend)
     }
 
     fn mount(&self) -> String {

@@ -23,6 +23,7 @@ mod live;
 mod moving;
 mod names;
 mod opening;
+mod polling;
 mod reading;
 mod revoked;
 mod views;

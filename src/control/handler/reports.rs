@@ -9,11 +9,12 @@ use crate::audit::{Filter, Outcome, Reader, Report};
 use crate::caller::{Caller, Evidence};
 use crate::config::AuditTarget;
 use crate::control::answers::{
-    AuditLine, AuditSummary, BackendStatus, Check, DaemonStatus, Explained, Health, Status,
+    AuditLine, AuditSummary, BackendStatus, Check, DaemonStatus, Explained, Health, SignalStatus,
+    Status,
 };
 use crate::control::protocol::{AuditQuery, Subject};
 use crate::control::{Answer, Event, Failure};
-use crate::secret::SecretPath;
+use crate::secret::{Name, SecretPath};
 use crate::sys::{Gid, Tid, Uid};
 
 /// How long a backend may take to say how it is.
@@ -69,11 +70,22 @@ impl Job<'_> {
                     kind: backend.kind().to_owned(),
                     trouble,
                     secrets: self.parts.stores.get(name).map(|store| store.len()),
+                    signals: self.signals(name),
                 }
             })
             .collect();
         status.sort_by(|one, other| one.name.cmp(&other.name));
         status
+    }
+
+    fn signals(&self, backend: &Name) -> Option<SignalStatus> {
+        let report = self.parts.daemon.as_deref()?.signals(backend)?;
+        Some(SignalStatus {
+            polled: report.polled,
+            heard: report.heard,
+            in_use: report.in_use,
+            refused: report.refused,
+        })
     }
 
     pub(super) fn explain(

@@ -41,6 +41,7 @@ impl Lookup for Nobody {
 }
 
 mod revoked;
+mod status;
 
 /// What it was told, and why it cannot write to its state folder.
 #[derive(Debug, Default)]
@@ -69,6 +70,15 @@ impl Daemon for FakeDaemon {
 
     fn unknown(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    fn signals(&self, backend: &Name) -> Option<Report> {
+        (backend.as_str() == "local").then_some(Report {
+            polled: Some(Timestamp::UNIX_EPOCH),
+            heard: None,
+            in_use: 5,
+            refused: 2,
+        })
     }
 
     fn mount(&self) -> String {
