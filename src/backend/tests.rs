@@ -1,112 +1,144 @@
 //! What holds of every backend, and what is done with what they give.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::clock::Clock;
 
+#[path = "../../tests/common/contract.rs"]
+mod contract;
 #[path = "../../tests/common/faulty.rs"]
 pub(crate) mod faulty;
 
-use faulty::Faulty;
+use contract::{Can, Subject, Trouble};
+use faulty::{Faulty, Weather};
 use store::{Identity, Store};
 
 fn value(text: &str) -> SecretBytes {
     SecretBytes::new(text.as_bytes().to_vec())
 }
 
-/// A backend, and a hand in it.
-trait Subject: Backend {
-    fn put(&self, path: &str, text: &str);
-    fn destroy(&self, path: &str, version: &str);
-}
+/// What both can, as both were made for it.
+const ALL: Can = Can {
+    versions: true,
+    bytes: true,
+    falls_back: true,
+    largest: crate::secret::MAX_VALUE,
+    folders: true,
+};
 
-impl Subject for Faulty {
-    fn put(&self, path: &str, text: &str) {
-        self.put(path, text);
-    }
+/// One in memory.
+mod in_memory {
+    use super::*;
 
-    fn destroy(&self, path: &str, version: &str) {
-        self.remove_version(path, version.parse().unwrap());
-    }
-}
-
-impl Subject for Store {
-    fn put(&self, path: &str, text: &str) {
-        self.put(&path.parse().unwrap(), &value(text), None)
-            .unwrap();
-    }
-
-    fn destroy(&self, path: &str, version: &str) {
-        self.remove(&path.parse().unwrap(), Some(&Version::new(version)))
-            .unwrap();
-    }
-}
-
-/// One of each, and the folder that the store is in.
-fn subjects() -> (tempfile::TempDir, [Box<dyn Subject>; 2]) {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("store.age");
-    let store = Store::create(&file, &Identity::generate(), Clock::manual()).unwrap();
-    (folder, [Box::new(store), Box::new(Faulty::default())])
-}
-
-#[tokio::test]
-async fn the_previous_value_is_the_newest_older_one_that_is_kept() {
-    let (_folder, subjects) = subjects();
-    for subject in subjects {
-        let before = async |reference: &str, current: &str| {
-            let (reference, current) = (reference.parse().unwrap(), Version::new(current));
-            let fetched = subject.previous(&reference, &current).await?;
-            let text = String::from_utf8(fetched.value.expose().to_vec()).unwrap();
-            Ok((fetched.version.to_string(), text))
-        };
-        let is = |version: &str, text: &str| Ok((version.to_owned(), text.to_owned()));
-        let absent = |found: Result<_, BackendError>| matches!(found, Err(BackendError::Absent(_)));
-        for text in ["one", r#"{"f":"two"}"#, "three"] {
-            subject.put("s/x", text);
+    impl Subject for Faulty {
+        fn backend(&self) -> &dyn Backend {
+            self
         }
-        let kind = subject.kind();
-        assert_eq!(
-            before("b:s/x", "3").await,
-            is("2", r#"{"f":"two"}"#),
-            "{kind}"
-        );
-        // The record, whatever the field.
-        assert_eq!(before("b:s/x#f", "3").await, is("2", r#"{"f":"two"}"#));
-        assert_eq!(before("b:s/x", "2").await, is("1", "one"));
-        assert!(absent(before("b:s/x", "1").await), "{kind}");
-        // What was destroyed is no value, and leaves its place in the order.
-        subject.destroy("s/x", "2");
-        assert_eq!(before("b:s/x", "3").await, is("1", "one"), "{kind}");
-        assert_eq!(before("b:s/x", "2").await, is("1", "one"), "{kind}");
-        subject.destroy("s/x", "3");
-        assert_eq!(before("b:s/x", "3").await, is("1", "one"), "{kind}");
-        assert!(absent(before("b:s/x", "1").await), "{kind}");
-        // A reference that names a version has no other, and what is not there has none at all.
-        assert!(absent(before("b:s/x@3", "3").await), "{kind}");
-        assert!(absent(before("b:s/none", "3").await), "{kind}");
-        assert!(absent(before("b:s/x", "latest").await), "{kind}");
-    }
-}
 
-#[tokio::test]
-async fn a_version_is_read_by_its_name_until_it_is_destroyed() {
-    let (_folder, subjects) = subjects();
-    for subject in subjects {
-        subject.put("s/x", "one");
-        subject.put("s/x", "two");
-        let read = async |reference: &str| {
-            let fetched = subject.read(&reference.parse().unwrap()).await?;
-            Ok::<_, BackendError>(String::from_utf8(fetched.value.expose().to_vec()).unwrap())
-        };
-        for (reference, text) in [("b:s/x", "two"), ("b:s/x@2", "two"), ("b:s/x@1", "one")] {
-            assert_eq!(read(reference).await.unwrap(), text, "{}", subject.kind());
+        fn can(&self) -> Can {
+            ALL
         }
-        subject.destroy("s/x", "1");
-        for reference in ["b:s/x@1", "b:s/x@3", "b:s/x@latest"] {
-            let absent = read(reference).await.unwrap_err();
-            assert!(matches!(absent, BackendError::Absent(_)), "{reference}");
+
+        fn reference(&self, name: &str) -> String {
+            format!("b:s/{name}")
+        }
+
+        fn folder(&self) -> String {
+            "s".to_owned()
+        }
+
+        fn put(&self, name: &str, value: &[u8]) -> bool {
+            self.put(&format!("s/{name}"), value);
+            true
+        }
+
+        fn destroy(&self, name: &str, version: &Version) {
+            self.remove_version(&format!("s/{name}"), version.as_str().parse().unwrap());
+        }
+
+        fn remove(&self, name: &str) {
+            self.remove(&format!("s/{name}"));
+        }
+
+        fn in_trouble(&self, trouble: Trouble) -> Option<Arc<dyn Backend>> {
+            let other = Self::default();
+            other.weather(match trouble {
+                Trouble::Refused => Weather::Refusing,
+                Trouble::Down => Weather::Down,
+                Trouble::Silent => Weather::Silent,
+            });
+            Some(Arc::new(other))
         }
     }
+
+    fn make(_clause: &str) -> Option<Faulty> {
+        Some(Faulty::default())
+    }
+
+    contract::suite!(make);
+}
+
+/// The embedded store, on a disk.
+mod in_a_store {
+    use super::*;
+
+    struct OnDisk {
+        store: Store,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Subject for OnDisk {
+        fn backend(&self) -> &dyn Backend {
+            &self.store
+        }
+
+        fn can(&self) -> Can {
+            ALL
+        }
+
+        fn reference(&self, name: &str) -> String {
+            format!("b:s/{name}")
+        }
+
+        fn folder(&self) -> String {
+            "s".to_owned()
+        }
+
+        fn put(&self, name: &str, value: &[u8]) -> bool {
+            let (path, value) = (path(name), SecretBytes::new(value.to_vec()));
+            self.store.put(&path, &value, None).is_ok()
+        }
+
+        fn destroy(&self, name: &str, version: &Version) {
+            self.store.remove(&path(name), Some(version)).unwrap();
+        }
+
+        fn remove(&self, name: &str) {
+            self.store.remove(&path(name), None).unwrap();
+        }
+
+        /// It is there or it is not opened at all, and knows no strangers.
+        fn in_trouble(&self, _trouble: Trouble) -> Option<Arc<dyn Backend>> {
+            None
+        }
+    }
+
+    fn path(name: &str) -> crate::secret::SecretPath {
+        format!("s/{name}").parse().unwrap()
+    }
+
+    fn make(_clause: &str) -> Option<OnDisk> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("store.age");
+        let store = Store::create(&file, &Identity::generate(), Clock::manual()).unwrap();
+        Some(OnDisk {
+            store,
+            _folder: folder,
+        })
+    }
+
+    contract::suite!(make);
 }
 
 #[test]

@@ -15,7 +15,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod asking;
 mod changing;
+mod contract;
 mod harness;
 mod network;
 mod reading;
