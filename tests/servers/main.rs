@@ -21,3 +21,4 @@ mod contract;
 mod harness;
 mod network;
 mod reading;
+mod signing;
