@@ -245,7 +245,7 @@ impl Vault {
     async fn health(&self) -> Result<(), BackendError> {
         let Inner { http, auth, .. } = &*self.0;
         let address = http.address();
-        let health = http.ask(Logical::read("sys/health"), None).await?;
+        let health = http.ask_server(Logical::read("sys/health")).await?;
         match health.status.as_u16() {
             // Standbys pass requests on.
             200 | 429 | 472 | 473 => {}

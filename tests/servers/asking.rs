@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use secretfs::backend::vault::Vault as Client;
 use secretfs::backend::vault::settings::{Method, Settings};
+use secretfs::backend::{Backend, BackendError, Reference, field};
 use secretfs::clock::Clock;
 
 use crate::common::vault::Vault;
@@ -41,6 +42,23 @@ pub(crate) fn client_in(settings: &Settings, env: &[(&str, &str)]) -> Client {
     Client::new("v".parse().unwrap(), settings, &get, Clock::default()).unwrap()
 }
 
+/// A client whose time passes as it is told.
+#[track_caller]
+pub(crate) fn client_at(settings: &Settings, clock: &Clock) -> Client {
+    Client::new("v".parse().unwrap(), settings, &|_| None, clock.clone()).unwrap()
+}
+
+/// What a reference gives.
+pub(crate) async fn read(client: &Client, reference: &str) -> Result<String, BackendError> {
+    let reference: Reference = reference.parse().unwrap();
+    let fetched = client.read(&reference).await?;
+    let value = match &reference.field {
+        Some(name) => field(&fetched.value, name)?,
+        None => fetched.value,
+    };
+    Ok(String::from_utf8(value.expose().to_vec()).unwrap())
+}
+
 /// The way to sign in with a token, which is put into a file of this name.
 #[track_caller]
 pub(crate) fn token_file(vault: &Vault, name: &str, token: &str) -> Method {
@@ -49,7 +67,21 @@ pub(crate) fn token_file(vault: &Vault, name: &str, token: &str) -> Method {
     Method::Token { file: Some(file) }
 }
 
+/// Has a client stay signed in until this is dropped.
+pub(crate) struct Kept(tokio::task::JoinHandle<()>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+pub(crate) fn keep(client: &Client) -> Kept {
+    let client = client.clone();
+    Kept(tokio::spawn(async move { client.keep().await }))
+}
+
 /// As the trait's object, which a cache would hold.
-pub(crate) fn backend(client: Client) -> Arc<dyn secretfs::backend::Backend> {
+pub(crate) fn backend(client: Client) -> Arc<dyn Backend> {
     Arc::new(client)
 }

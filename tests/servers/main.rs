@@ -24,3 +24,4 @@ mod leases;
 mod network;
 mod reading;
 mod signals;
+mod signing;

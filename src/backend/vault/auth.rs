@@ -4,13 +4,11 @@
 //! refused is not tried again for a while. At two thirds of its life a token is renewed, and replaced where that is not
 //! possible: what was leased with it ends with it.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
+use tokio::sync::Notify;
 use vaultrs::api::auth::approle::requests::LoginWithApproleRequest;
 use vaultrs::api::auth::oidc::requests::JWTLoginRequest;
 use vaultrs::api::token::requests::{
@@ -26,44 +24,19 @@ use crate::backend::BackendError;
 use crate::clock::Clock;
 use crate::secret::SecretBytes;
 
+mod token;
+
+use token::{Pace, Print, Token, header, print};
+
 /// How long a refused sign-in is not tried again.
 const REFUSED_FOR: Duration = Duration::from_secs(5);
 
-/// How often, at most, a token is replaced that the server holds to be good but refuses something: its rights may be
-/// others after a sign-in, and mostly are not.
-const REPLACED_EVERY: Duration = Duration::from_secs(60);
+/// How often, at most, we sign in again because something is refused to a token that the server holds to be good: its
+/// rights may be others after a sign-in, and mostly are not.
+const TRIED_EVERY: Duration = Duration::from_secs(60);
 
-/// How often it is looked at a token that nobody knows the life of.
+/// The longest sleep: a machine that was suspended does not notice how long that was.
 const LOOK: Duration = Duration::from_secs(60);
-
-/// A token, and how long it lives.
-pub(super) struct Token {
-    pub(super) header: HeaderValue,
-    made: Instant,
-    /// Until when it is good; `None` if it does not end, or nobody knows.
-    ends: Option<Instant>,
-    /// From when on it is to be renewed or replaced.
-    due: Option<Instant>,
-    renewable: bool,
-    /// We signed in for it, so it is ours to end.
-    ours: bool,
-    /// What its file was like.
-    print: Option<Print>,
-}
-
-impl std::fmt::Debug for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Token(redacted)")
-    }
-}
-
-/// What a file is recognised by.
-type Print = (u64, i64, i64, u64);
-
-fn print(path: &Path) -> Option<Print> {
-    let file = fs::metadata(path).ok()?;
-    Some((file.ino(), file.mtime(), file.mtime_nsec(), file.len()))
-}
 
 /// Who we are to a server.
 #[derive(Debug)]
@@ -73,13 +46,20 @@ pub(super) struct Auth {
     given: Option<SecretBytes>,
     clock: Clock,
     token: Mutex<Option<Arc<Token>>>,
+    /// Told when there is another.
+    changed: Notify,
     /// Whose turn it is to sign in.
     turn: tokio::sync::Mutex<Turn>,
 }
 
 #[derive(Debug, Default)]
 struct Turn {
-    refused: Option<(Instant, BackendError)>,
+    /// When we were refused, and what the file was like that we signed in with.
+    refused: Option<(Instant, Option<Print>, BackendError)>,
+    /// When it was last tried whether a sign-in gives other rights.
+    tried: Option<Instant>,
+    /// How often a token is replaced that the server says nothing good of.
+    replaced: Pace,
     /// What was unwrapped, and what the file was like that it came from: it can be unwrapped only once.
     unwrapped: Option<(Print, SecretBytes)>,
 }
@@ -99,6 +79,7 @@ impl Auth {
             given: given.map(|token| SecretBytes::new(token.as_bytes().to_vec())),
             clock,
             token: Mutex::default(),
+            changed: Notify::new(),
             turn: tokio::sync::Mutex::default(),
         }
     }
@@ -128,42 +109,61 @@ impl Auth {
         refused: &Arc<Token>,
     ) -> Result<Option<Arc<Token>>, BackendError> {
         let mut turn = self.turn.lock().await;
-        if let Some(token) = self.good().filter(|token| !Arc::ptr_eq(token, refused)) {
-            return Ok(Some(token));
-        }
-        let good = match http
-            .ask(LookupTokenSelfRequest {}, Some(&refused.header))
-            .await
-        {
-            Ok(reply) => !reply.is_refusal(),
-            Err(error) => return Err(error),
-        };
-        let age = self.clock.now().saturating_duration_since(refused.made);
-        if good && (age < REPLACED_EVERY || !refused.ours) {
-            return Ok(None);
+        match self.good() {
+            Some(token) if Arc::ptr_eq(&token, refused) => {}
+            Some(token) => return Ok(Some(token)),
+            // It has ended, or another stands in its file.
+            None => return self.replace(http, &mut turn).await.map(Some),
         }
         if let Method::Token { .. } = self.method {
-            // Its file is what it was when it was read: reading it again would give the same.
             return Ok(None);
         }
-        self.replace(http, &mut turn).await.map(Some)
+        let now = self.clock.now();
+        let looked_at = http
+            .ask(LookupTokenSelfRequest {}, Some(&refused.header))
+            .await?;
+        if looked_at.is_refusal() {
+            // It was revoked, or its policy does not even let it look at itself.
+            if !turn.replaced.may(now) {
+                return Ok(None);
+            }
+            self.set(None);
+            return self.replace(http, &mut turn).await.map(Some);
+        }
+        let tried = turn.tried.unwrap_or(refused.since);
+        if now.saturating_duration_since(tried) < TRIED_EVERY {
+            return Ok(None);
+        }
+        turn.tried = Some(now);
+        let another = self.sign_in_unless_refused(http, &mut turn).await?;
+        if another.policies == refused.policies {
+            self.revoke(http, &another).await;
+            return Ok(None);
+        }
+        // The one before is not ended: what was leased with it would end, too.
+        let another = Arc::new(another);
+        self.set(Some(Arc::clone(&another)));
+        Ok(Some(another))
     }
 
     /// Renews the token when it is due, for as long as it is waited for.
     pub(super) async fn keep(&self, http: &Http) {
         loop {
-            let now = self.clock.now();
             let token = self.current();
             let due = token.as_ref().and_then(|token| token.due);
-            let wait = due.map_or(LOOK, |due| due.saturating_duration_since(now));
-            if let (Some(token), true) = (token, wait.is_zero()) {
-                if let Err(error) = self.prolong(http, &token).await {
-                    tracing::warn!(server = http.address(), %error, "the token could not be renewed");
-                    tokio::time::sleep(REFUSED_FOR).await;
-                }
-            } else {
-                tokio::time::sleep(wait.clamp(Duration::from_millis(10), LOOK)).await;
-            }
+            let wait = due.map(|due| due.saturating_duration_since(self.clock.now()));
+            let wait = match (token, wait) {
+                (Some(token), Some(Duration::ZERO)) => match self.prolong(http, &token).await {
+                    Ok(()) => continue,
+                    Err(error) => {
+                        tracing::warn!(server = http.address(), %error, "the token could not be renewed");
+                        REFUSED_FOR
+                    }
+                },
+                (_, wait) => wait.unwrap_or(LOOK).min(LOOK),
+            };
+            // What comes meanwhile may be due before.
+            let _ = tokio::time::timeout(wait, self.changed.notified()).await;
         }
     }
 
@@ -171,12 +171,16 @@ impl Auth {
     pub(super) async fn end(&self, http: &Http) {
         let token = self.set(None);
         if let Some(token) = token.filter(|token| token.ours) {
-            let ended = http
-                .ask(RevokeTokenSelfRequest {}, Some(&token.header))
-                .await;
-            if let Err(error) = ended {
-                tracing::warn!(%error, "the token was not revoked, and ends by itself");
-            }
+            self.revoke(http, &token).await;
+        }
+    }
+
+    async fn revoke(&self, http: &Http, token: &Token) {
+        let ended = http
+            .ask(RevokeTokenSelfRequest {}, Some(&token.header))
+            .await;
+        if let Err(error) = ended.and_then(|reply| reply.body("the end of the token")) {
+            tracing::warn!(server = http.address(), %error, "the token was not revoked, and ends by itself");
         }
     }
 
@@ -187,6 +191,7 @@ impl Auth {
 
     fn set(&self, token: Option<Arc<Token>>) -> Option<Arc<Token>> {
         let mut place = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        self.changed.notify_one();
         std::mem::replace(&mut place, token)
     }
 
@@ -219,13 +224,16 @@ impl Auth {
             match body {
                 Ok(body) => {
                     let renewed = reply::signed_in(&body, "the renewal of the token")?;
-                    let life = self.life(renewed.duration, renewed.renewable);
+                    let now = self.clock.now();
+                    let life = Token::life(now, renewed.duration, renewed.renewable);
                     // A life that is not longer than what was left comes to its end: then we sign in again.
                     let longer = life.ends > token.ends;
                     if longer || !token.ours {
                         let due = if longer { life.due } else { None };
                         self.set(Some(Arc::new(Token {
                             header: token.header.clone(),
+                            since: token.since,
+                            policies: token.policies.clone(),
                             print: token.print,
                             ours: token.ours,
                             due,
@@ -243,27 +251,33 @@ impl Auth {
         self.replace(http, &mut turn).await.map(drop)
     }
 
-    /// Signs in, in turn.
+    /// Signs in, in turn, and takes that token.
     async fn replace(&self, http: &Http, turn: &mut Turn) -> Result<Arc<Token>, BackendError> {
-        if let Some((since, error)) = &turn.refused
+        let token = Arc::new(self.sign_in_unless_refused(http, turn).await?);
+        self.set(Some(Arc::clone(&token)));
+        Ok(token)
+    }
+
+    /// Signs in, in turn. What was refused a moment ago is refused again without asking, unless there is something else to
+    /// show.
+    async fn sign_in_unless_refused(
+        &self,
+        http: &Http,
+        turn: &mut Turn,
+    ) -> Result<Token, BackendError> {
+        let shown = self.method.file().and_then(print);
+        if let Some((since, before, error)) = &turn.refused
+            && *before == shown
             && self.clock.now().saturating_duration_since(*since) < REFUSED_FOR
         {
             return Err(error.clone());
         }
         turn.refused = None;
-        match self.sign_in(http, turn).await {
-            Ok(token) => {
-                let token = Arc::new(token);
-                self.set(Some(Arc::clone(&token)));
-                Ok(token)
-            }
-            Err(error) => {
-                if let BackendError::Refused(_) = error {
-                    turn.refused = Some((self.clock.now(), error.clone()));
-                }
-                Err(error)
-            }
+        let signed_in = self.sign_in(http, turn).await;
+        if let Err(error @ BackendError::Refused(_)) = &signed_in {
+            turn.refused = Some((self.clock.now(), shown, error.clone()));
         }
+        signed_in
     }
 
     async fn sign_in(&self, http: &Http, turn: &mut Turn) -> Result<Token, BackendError> {
@@ -308,11 +322,13 @@ impl Auth {
             token,
             duration,
             renewable,
+            policies,
         } = reply::signed_in(&body, "the sign-in")?;
         Ok(Token {
             header: header(token.as_bytes())?,
             ours: true,
-            ..self.life(duration, renewable)
+            policies,
+            ..Token::life(self.clock.now(), duration, renewable)
         })
     }
 
@@ -349,7 +365,7 @@ impl Auth {
             }
         };
         let (ttl, renewable) = said.map_or((0, false), |said| (said.ttl, said.renewable));
-        let life = self.life(Duration::from_secs(ttl), renewable);
+        let life = Token::life(self.clock.now(), Duration::from_secs(ttl), renewable);
         Ok(Token {
             header,
             print,
@@ -407,30 +423,6 @@ impl Auth {
             _ => reply.body(what),
         }
     }
-
-    /// A token's times, without the token.
-    fn life(&self, duration: Duration, renewable: bool) -> Token {
-        let now = self.clock.now();
-        let lives = (!duration.is_zero()).then_some(duration);
-        Token {
-            header: HeaderValue::from_static(""),
-            made: now,
-            ends: lives.map(|lives| now + lives),
-            due: lives.map(|lives| now + lives.mul_f64(2.0 / 3.0).mul_f64(jitter())),
-            renewable,
-            ours: false,
-            print: None,
-        }
-    }
-}
-
-/// From nine tenths to one: a fleet that started together does not come again together.
-fn jitter() -> f64 {
-    let mut byte = [0; 1];
-    // Without a random number it is none.
-    let _ = aws_lc_rs::rand::fill(&mut byte);
-    let [byte] = byte;
-    1.0 - f64::from(byte) / 2560.0
 }
 
 async fn read(path: &Path) -> Result<SecretBytes, BackendError> {
@@ -458,12 +450,4 @@ fn word(bytes: &SecretBytes, path: &Path) -> Result<Zeroizing<String>, BackendEr
             path.display()
         ))),
     }
-}
-
-fn header(token: &[u8]) -> Result<HeaderValue, BackendError> {
-    let mut header = HeaderValue::from_bytes(token).map_err(|_| {
-        BackendError::Refused("cannot sign in: the token has odd characters".into())
-    })?;
-    header.set_sensitive(true);
-    Ok(header)
 }

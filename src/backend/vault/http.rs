@@ -127,10 +127,10 @@ impl Http {
     }
 
     /// The headers of every request with this token.
-    pub(super) fn headers(&self, token: Option<&HeaderValue>) -> HeaderMap {
+    fn headers(&self, token: Option<&HeaderValue>, namespace: Option<&HeaderValue>) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(REQUESTED, HeaderValue::from_static("true"));
-        if let Some(namespace) = &self.namespace {
+        if let Some(namespace) = namespace {
             headers.insert(NAMESPACE, namespace.clone());
         }
         if let Some(token) = token {
@@ -148,7 +148,30 @@ impl Http {
         endpoint: impl Endpoint,
         token: Option<&HeaderValue>,
     ) -> Result<Reply, BackendError> {
-        let call = Call { http: self, token };
+        let namespace = self.namespace.as_ref();
+        self.call(endpoint, token, namespace).await
+    }
+
+    /// Asks about the server as a whole, which no namespace knows of.
+    ///
+    /// # Errors
+    /// As [`Http::ask`].
+    pub(super) async fn ask_server(&self, endpoint: impl Endpoint) -> Result<Reply, BackendError> {
+        self.call(endpoint, None, None).await
+    }
+
+    async fn call(
+        &self,
+        endpoint: impl Endpoint,
+        token: Option<&HeaderValue>,
+        namespace: Option<&HeaderValue>,
+    ) -> Result<Reply, BackendError> {
+        let http = self;
+        let call = Call {
+            http,
+            token,
+            namespace,
+        };
         match endpoint.exec(&call).await {
             Ok(answer) => {
                 let status = answer.response.status();
@@ -176,7 +199,7 @@ impl Http {
         let request = self
             .client
             .get(format!("{}/v1/{path}", self.address))
-            .headers(self.headers(Some(token)))
+            .headers(self.headers(Some(token), self.namespace.as_ref()))
             .header(CONNECTION, "upgrade")
             .header(UPGRADE, "websocket")
             .header(SEC_WEBSOCKET_VERSION, "13")
@@ -264,6 +287,7 @@ fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
 struct Call<'a> {
     http: &'a Http,
     token: Option<&'a HeaderValue>,
+    namespace: Option<&'a HeaderValue>,
 }
 
 #[async_trait::async_trait]
@@ -280,7 +304,7 @@ impl Carrier for Call<'_> {
         let uri = format!("{}/v1{below}", self.http.address);
         *request.uri_mut() =
             Uri::try_from(uri).map_err(|source| ClientError::UrlBuildError { source })?;
-        *request.headers_mut() = self.http.headers(self.token);
+        *request.headers_mut() = self.http.headers(self.token, self.namespace);
         let request = reqwest::Request::try_from(request)
             .map_err(|source| ClientError::ReqwestBuildError { source })?;
         let answer = self.http.send(request).await;

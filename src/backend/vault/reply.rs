@@ -271,6 +271,8 @@ pub(super) struct SignedIn<'a> {
     pub(super) token: Cow<'a, str>,
     pub(super) duration: Duration,
     pub(super) renewable: bool,
+    /// Sorted.
+    pub(super) policies: Vec<String>,
 }
 
 /// Reads what a sign-in, or a token's renewal, gave.
@@ -289,10 +291,15 @@ pub(super) fn signed_in<'a>(
         lease_duration: u64,
         #[serde(default)]
         renewable: bool,
+        #[serde(default)]
+        policies: Option<Vec<String>>,
     }
     let raw = answer(body, what)?.auth.ok_or_else(|| wrong(what))?;
     let auth: Auth<'a> = serde_json::from_str(raw.get()).map_err(|_| wrong(what))?;
+    let mut policies = auth.policies.unwrap_or_default();
+    policies.sort_unstable();
     Ok(SignedIn {
+        policies,
         token: auth.client_token,
         duration: Duration::from_secs(auth.lease_duration),
         renewable: auth.renewable,

@@ -1,6 +1,6 @@
 //! What the config says of a server.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How a server is reached, and as whom.
@@ -70,4 +70,17 @@ pub enum Method {
         /// Which role; any that fits where it is left out.
         role: Option<String>,
     },
+}
+
+impl Method {
+    /// The file that is shown, or read, to sign in.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Token { file } => file.as_deref(),
+            Self::AppRole { secret_id, .. } => Some(secret_id),
+            Self::Jwt { jwt, .. } => Some(jwt),
+            Self::Certificate { .. } => None,
+        }
+    }
 }

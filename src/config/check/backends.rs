@@ -35,29 +35,21 @@ pub(super) fn backend(item: &Item<'_>) -> Option<BackendConfig> {
 
 /// The files that a backend needs, by their keys.
 pub(super) fn files(backend: &BackendConfig) -> Vec<(&'static str, &Path)> {
-    let mut files: Vec<(&str, Option<&PathBuf>)> = Vec::new();
+    let mut files: Vec<(&str, Option<&Path>)> = Vec::new();
     match backend {
         BackendConfig::Store(store) => {
             files.push(("path", Some(&store.path)));
-            files.push(("identity", store.identity.as_ref()));
+            files.push(("identity", store.identity.as_deref()));
         }
         BackendConfig::Vault(vault) => {
-            files.push(("ca", vault.ca.as_ref()));
+            files.push(("ca", vault.ca.as_deref()));
             let client = vault.client.as_ref();
-            files.push(("client", client.map(|client| &client.certificate)));
-            files.push(("client", client.map(|client| &client.key)));
-            files.push((
-                "auth",
-                match &vault.auth {
-                    Method::Token { file } => file.as_ref(),
-                    Method::AppRole { secret_id, .. } => Some(secret_id),
-                    Method::Jwt { jwt, .. } => Some(jwt),
-                    Method::Certificate { .. } => None,
-                },
-            ));
+            files.push(("client", client.map(|client| &*client.certificate)));
+            files.push(("client", client.map(|client| &*client.key)));
+            files.push(("auth", vault.auth.file()));
         }
     }
-    let given = |(key, file): (&'static str, Option<_>)| Some((key, PathBuf::as_path(file?)));
+    let given = |(key, file): (&'static str, Option<_>)| Some((key, file?));
     files.into_iter().filter_map(given).collect()
 }
 

@@ -80,6 +80,20 @@ impl Vault {
         )
     }
 
+    /// What `path` answers to this, in a wrapping: the token that unwraps it, once.
+    #[track_caller]
+    pub(crate) fn wrapped(&self, path: &str, body: &Value) -> String {
+        let request = self
+            .client
+            .post(format!("{}/v1/{path}", self.address()))
+            .header("X-Vault-Token", &self.root_token)
+            .header("X-Vault-Wrap-TTL", "5m")
+            .body(body.to_string());
+        let said = wait_for(async { request.send().await.unwrap().text().await.unwrap() });
+        let said: Value = serde_json::from_str(&said).unwrap();
+        text(&said["wrap_info"]["token"])
+    }
+
     /// Makes sure that a method to sign in with (`auth/approle`) or an engine (`mounts/pki`) is there.
     #[track_caller]
     pub(crate) fn enable(&self, place: &str, kind: &str) {

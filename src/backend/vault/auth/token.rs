@@ -1,0 +1,152 @@
+//! A token, and how long it lives.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+
+use crate::backend::BackendError;
+
+/// What the server knows us by.
+pub(in super::super) struct Token {
+    pub(in super::super) header: HeaderValue,
+    /// Since when we have it.
+    pub(super) since: Instant,
+    /// Until when it is good; `None` if it does not end, or nobody knows.
+    pub(super) ends: Option<Instant>,
+    /// From when on it is to be renewed or replaced.
+    pub(super) due: Option<Instant>,
+    pub(super) renewable: bool,
+    /// We signed in for it, so it is ours to end.
+    pub(super) ours: bool,
+    /// What it may do, by the names that the sign-in gave; sorted.
+    pub(super) policies: Vec<String>,
+    /// What its file was like.
+    pub(super) print: Option<Print>,
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(redacted)")
+    }
+}
+
+/// What a file is recognised by.
+pub(super) type Print = (u64, i64, i64, u64);
+
+pub(super) fn print(path: &Path) -> Option<Print> {
+    let file = fs::metadata(path).ok()?;
+    Some((file.ino(), file.mtime(), file.mtime_nsec(), file.len()))
+}
+
+impl Token {
+    /// A token's times, from now on, without the token.
+    pub(super) fn life(now: Instant, duration: Duration, renewable: bool) -> Self {
+        let lives = (!duration.is_zero()).then_some(duration);
+        Self {
+            header: HeaderValue::from_static(""),
+            since: now,
+            ends: lives.map(|lives| now + lives),
+            due: lives.map(|lives| now + lives.mul_f64(2.0 / 3.0).mul_f64(jitter())),
+            renewable,
+            ours: false,
+            policies: Vec::new(),
+            print: None,
+        }
+    }
+}
+
+/// From nine tenths to one: a fleet that started together does not come again together.
+fn jitter() -> f64 {
+    let mut byte = [0; 1];
+    // Without a random number it is none.
+    let _ = aws_lc_rs::rand::fill(&mut byte);
+    let [byte] = byte;
+    1.0 - f64::from(byte) / 2560.0
+}
+
+pub(super) fn header(token: &[u8]) -> Result<HeaderValue, BackendError> {
+    let mut header = HeaderValue::from_bytes(token).map_err(|_| {
+        BackendError::Refused("cannot sign in: the token has odd characters".into())
+    })?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+/// How often something may be done that may be in vain: less and less often where it is wanted all the time.
+#[derive(Debug)]
+pub(super) struct Pace {
+    last: Option<Instant>,
+    wait: Duration,
+}
+
+impl Pace {
+    const FIRST: Duration = Duration::from_secs(5);
+    const LAST: Duration = Duration::from_secs(600);
+
+    /// Whether it may be done now; if so it counts as done.
+    pub(super) fn may(&mut self, now: Instant) -> bool {
+        let since = self
+            .last
+            .map(|last| now.saturating_duration_since(last))
+            .unwrap_or(Duration::MAX);
+        if since < self.wait {
+            return false;
+        }
+        self.wait = match since < self.wait.saturating_mul(4) {
+            true => self.wait.saturating_mul(2).min(Self::LAST),
+            false => Self::FIRST,
+        };
+        self.last = Some(now);
+        true
+    }
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            last: None,
+            wait: Self::FIRST,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    #[test]
+    fn what_is_wanted_all_the_time_is_done_less_and_less_often() {
+        let (clock, mut pace) = (Clock::manual(), Pace::default());
+        let mut done = Vec::new();
+        for second in 0..3600 {
+            if pace.may(clock.now()) {
+                done.push(second);
+            }
+            clock.advance(Duration::from_secs(1));
+        }
+        assert_eq!(
+            done,
+            [0, 5, 15, 35, 75, 155, 315, 635, 1235, 1835, 2435, 3035]
+        );
+        clock.advance(Pace::LAST * 4);
+        assert!(pace.may(clock.now()));
+        clock.advance(Pace::FIRST);
+        assert!(pace.may(clock.now()));
+    }
+
+    #[test]
+    fn a_token_is_due_at_two_thirds_of_its_life_or_a_little_before() {
+        let now = Clock::manual().now();
+        for _ in 0..100 {
+            let token = Token::life(now, Duration::from_secs(90), true);
+            let due = token.due.unwrap() - now;
+            assert!((54.0..=60.0).contains(&due.as_secs_f64()), "{due:?}");
+            assert_eq!(token.ends, Some(now + Duration::from_secs(90)));
+        }
+        assert_eq!(Token::life(now, Duration::ZERO, false).ends, None);
+    }
+}
