@@ -1,7 +1,7 @@
 //! What tells the cache that something changed, where nobody announces it.
 //!
 //! For each backend that does not announce its changes, the records that are in use are asked for their version, never for
-//! their value ([`poll`](mod@poll)), and what the backend itself or a broker says of changes is heard ([`Hints`]). Either
+//! their value (`poll`), and what the backend itself or a broker says of changes is heard ([`Hints`]). Either
 //! way the [`Owner`] of the values is told, who asks for them again. Nothing here knows a value, a file or a caller.
 //!
 //! What counts as in use is the owner's word ([`Need`]):
