@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use secretfs::backend::vault::Vault as Client;
 use secretfs::backend::vault::settings::{Method, Settings};
-use secretfs::backend::{Backend, BackendError, Reference, field};
+use secretfs::backend::{Backend, BackendError, Hints, Reference, field};
 use secretfs::clock::Clock;
 
 use crate::common::vault::Vault;
@@ -78,7 +78,12 @@ impl Drop for Kept {
 
 pub(crate) fn keep(client: &Client) -> Kept {
     let client = client.clone();
-    Kept(tokio::spawn(async move { client.keep().await }))
+    Kept(tokio::spawn(async move {
+        let (hints, _ears) = Hints::new([]);
+        if let Some(listening) = client.listen(hints) {
+            listening.await;
+        }
+    }))
 }
 
 /// As the trait's object, which a cache would hold.

@@ -10,8 +10,8 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use secretfs::backend::BackendError;
 use secretfs::backend::vault::settings::{ClientCertificate, Method, Settings};
+use secretfs::backend::{Backend, BackendError};
 use secretfs::clock::Clock;
 use serde_json::{Value, json};
 
