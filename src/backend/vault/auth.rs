@@ -184,6 +184,11 @@ impl Auth {
         }
     }
 
+    /// True once somebody needed a token.
+    pub(super) fn is_signed_in(&self) -> bool {
+        self.current().is_some()
+    }
+
     fn current(&self) -> Option<Arc<Token>> {
         let token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
         token.clone()
