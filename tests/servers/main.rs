@@ -18,6 +18,7 @@ mod common;
 mod asking;
 mod changing;
 mod contract;
+mod dynamic;
 mod faults;
 mod harness;
 mod network;
