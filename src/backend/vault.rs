@@ -225,8 +225,21 @@ impl Vault {
             }
             (Engine::Versioned, false) => {
                 let subkeys = || endpoint::subkeys(&place.mount, &place.path);
-                let body = self.ask(subkeys).await?.body(folder)?;
-                reply::fields(&body, Some("subkeys"), folder)
+                let reply = self.ask(subkeys).await?;
+                let (body, within) = match reply.status.as_u16() {
+                    // The policy knows the record alone, or the server has no such thing; a record that is not there has
+                    // no data either.
+                    403 | 404 => {
+                        let read = || ReadSecretRequest {
+                            mount: place.mount.clone(),
+                            path: place.path.clone(),
+                            version: None,
+                        };
+                        (self.ask(read).await?.body(folder)?, "data")
+                    }
+                    _ => (reply.body(folder)?, "subkeys"),
+                };
+                reply::fields(&body, Some(within), folder)
             }
             (Engine::Plain | Engine::Dynamic, true) => {
                 let list = || Logical::list(folder.trim_end_matches('/'));

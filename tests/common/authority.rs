@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
 };
+use secretfs::clock::Clock;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 #[derive(Debug)]
@@ -60,6 +62,29 @@ impl Authority {
     #[track_caller]
     pub(crate) fn served(&self) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let (certificate, key) = self.issue(For::Server);
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        (certificate.der().clone(), key)
+    }
+
+    /// The same, for these names alone, and from so many days from now until so many days from now.
+    #[track_caller]
+    pub(crate) fn served_as(
+        &self,
+        names: &[&str],
+        days: [i64; 2],
+    ) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name = named("a server of the tests");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let now = SystemTime::from(Clock::default().timestamp());
+        let day = |days: i64| {
+            let by = Duration::from_secs(days.unsigned_abs() * 86_400);
+            if days < 0 { now - by } else { now + by }
+        };
+        [params.not_before, params.not_after] = days.map(|days| day(days).into());
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         (certificate.der().clone(), key)
     }

@@ -48,6 +48,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) user: Option<&'a str>,
     /// The plain user who starts it, instead of root.
     pub(crate) starter: Option<u32>,
+    /// What it has in its environment, beside a path to look for programs in.
+    pub(crate) env: &'a [(&'a str, &'a str)],
     /// Words that the daemon is started through, such as `unshare --pid --fork`.
     pub(crate) wrapped: &'a [&'a str],
 }
@@ -74,6 +76,11 @@ impl Setup<'_> {
             keeper: None,
             notify: None,
             starter: self.starter,
+            env: self
+                .env
+                .iter()
+                .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
             wrapped: self.wrapped.iter().map(|&word| word.to_owned()).collect(),
             root,
             head: String::new(),
@@ -94,6 +101,7 @@ pub(crate) struct Daemon {
     /// Where the daemon says how it is.
     notify: Option<UnixDatagram>,
     starter: Option<u32>,
+    env: Vec<(String, String)>,
     wrapped: Vec<String>,
     watchdog: mpsc::Sender<()>,
 }
@@ -179,6 +187,7 @@ impl Daemon {
                     .args(&all[1..])
                     .env_clear()
                     .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+                    .envs(self.env.iter().map(|(key, value)| (key, value)))
                     .current_dir("/");
                 command
             }

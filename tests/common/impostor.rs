@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::authority::Authority;
 use super::kept::free_address;
@@ -85,7 +86,15 @@ impl Impostor {
     /// Starts one that answers everything like this. It ends when dropped.
     #[track_caller]
     pub(crate) fn start(authority: &Authority, answer: Answer) -> Self {
-        let (certificate, key) = authority.served();
+        Self::with(authority.served(), answer)
+    }
+
+    /// The same, with this certificate and key.
+    #[track_caller]
+    pub(crate) fn with(
+        (certificate, key): (CertificateDer<'static>, PrivateKeyDer<'static>),
+        answer: Answer,
+    ) -> Self {
         let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()

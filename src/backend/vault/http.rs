@@ -98,9 +98,15 @@ impl Http {
             .http1_only();
         let ca = settings.ca.clone();
         if let Some(path) = ca.or_else(|| either(env, "CACERT").map(Into::into)) {
-            let certificates = Certificate::from_pem_bundle(file(&path)?.expose())
-                .map_err(|_| format!("{}: no certificates in PEM form", path.display()))?;
+            let certificates = Certificate::from_pem_bundle(file(&path)?.expose());
+            let certificates = certificates.unwrap_or_default();
+            if certificates.is_empty() {
+                return Err(format!("{}: no certificates in PEM form", path.display()));
+            }
             builder = builder.tls_certs_merge(certificates);
+        } else if address.starts_with("http:") {
+            // On loopback in clear, so nobody's certificate is asked for.
+            builder = builder.tls_certs_only([]);
         }
         let from_env = || {
             Some(ClientCertificate {
@@ -113,7 +119,10 @@ impl Http {
         }
         let client = builder
             .build()
-            .map_err(|error| format!("the TLS client cannot be set up: {}", reason(&error)))?;
+            .map_err(|error| {
+                let reason = reason(&error);
+                format!("TLS cannot be set up: {reason}: install the package ca-certificates, or write ca = \"…\" with the certificate of who signed the server's")
+            })?;
         Ok(Self {
             client,
             address,
@@ -335,7 +344,30 @@ fn reason(error: &reqwest::Error) -> String {
     if error.is_request() && !error.is_connect() {
         return "the connection broke, or it does not speak HTTP".to_owned();
     }
-    cause.to_string()
+    let cause = cause.to_string();
+    distrust(&cause).map_or(cause, str::to_owned)
+}
+
+/// What a certificate that we do not trust lacks, and the mend, where a cause is about one.
+fn distrust(cause: &str) -> Option<&'static str> {
+    let has = |words: &[&str]| words.iter().any(|word| cause.contains(word));
+    if !has(&["certificate", "Certificate"]) {
+        return None;
+    }
+    // A bad signature is that of another authority of the same name, such as one that was made anew.
+    Some(if has(&["UnknownIssuer", "BadSignature"]) {
+        "the server's certificate is signed by nobody whom we trust: write ca = \"…\" with the certificate of who signed it"
+    } else if has(&["NotValidForName", "not valid for name"]) {
+        "the server's certificate is for other names: write `address` with one of its names, or have it signed for this one"
+    } else if has(&["NotValidYet", "not valid yet"]) {
+        "the server's certificate is not valid yet: see to the clocks of both machines"
+    } else if has(&["Expired", "expired"]) {
+        "the server's certificate has expired: renew it there, and see to the clock here"
+    } else if has(&["CertificateRequired"]) {
+        "the server wants a certificate from us: write client = { certificate = \"…\", key = \"…\" }"
+    } else {
+        return None;
+    })
 }
 
 /// Scheme, host and port of an address, which has nothing else.
@@ -424,6 +456,33 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(origin(address).ok().as_deref(), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_cause_that_is_about_a_certificate_says_the_mend() {
+        for (cause, mend) in [
+            (
+                "invalid peer certificate: UnknownIssuer",
+                Some("write ca = "),
+            ),
+            (
+                "invalid peer certificate: BadSignature",
+                Some("write ca = "),
+            ),
+            (
+                "received fatal alert: CertificateRequired",
+                Some("write client = "),
+            ),
+            ("invalid peer certificate: Revoked", None),
+            ("tcp connect error", None),
+        ] {
+            let said = distrust(cause);
+            assert_eq!(said.is_some(), mend.is_some(), "{cause}");
+            assert!(
+                mend.is_none_or(|mend| said.unwrap().contains(mend)),
+                "{cause}"
+            );
         }
     }
 

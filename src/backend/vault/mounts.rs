@@ -76,7 +76,11 @@ impl Mounts {
             ("kv" | "generic" | "cubbyhole", _) => Engine::Plain,
             _ => Engine::Dynamic,
         };
-        let mount = mounted.path.trim_matches('/').to_owned();
+        let mut mount = mounted.path.trim_matches('/').to_owned();
+        // A method to sign in with is called by its name alone.
+        if path.starts_with("auth/") && !mount.starts_with("auth/") {
+            mount.insert_str(0, "auth/");
+        }
         let found = place(path, &mount, engine).ok_or_else(|| {
             BackendError::Unusable(format!("{path}: the server says it is below another path"))
         })?;
@@ -132,6 +136,11 @@ mod tests {
             ("kv/old/a", said("kv/old/", "kv", "1"), Engine::Plain),
             ("old/a", said("old/", "generic", ""), Engine::Plain),
             ("db/creds/x", said("db/", "database", ""), Engine::Dynamic),
+            (
+                "auth/token/create",
+                said("token/", "token", ""),
+                Engine::Dynamic,
+            ),
         ] {
             let place = mounts.learn(path, &body, clock.now()).unwrap();
             assert_eq!(place.engine, engine, "{path}");

@@ -28,7 +28,8 @@ impl Reply {
     pub(super) fn body(self, what: &str) -> Result<SecretBytes, BackendError> {
         match self.status.as_u16() {
             200..=208 => Ok(self.body),
-            300..=399 => Err(BackendError::Unusable(format!(
+            // It does not serve us itself, as a standby that has lost its way to the active server.
+            300..=399 => Err(BackendError::Unreachable(format!(
                 "{what}: the server sends us elsewhere, where we do not follow: write the address of the active server or of a load balancer"
             ))),
             401 | 403 => Err(BackendError::Refused(what.to_owned())),
