@@ -38,6 +38,9 @@ mod reply;
 pub mod settings;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 use auth::Auth;
 use endpoint::Logical;
 pub use http::origin as http_origin;
