@@ -9,9 +9,12 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use nix::errno::Errno;
+use secretfs::backend::Backend;
+use secretfs::backend::vault::settings::Method;
 use secretfs::clock::Clock;
 use serde_json::{Value, json};
 
+use crate::asking::{at, client};
 use crate::common::authority::Authority;
 use crate::common::daemon::{Daemon, Setup};
 use crate::common::folder::Folder;
@@ -253,6 +256,39 @@ fn a_server_that_is_none_shows_nothing_and_hears_nothing() {
     ];
     assert_unquoted(BODY, &places);
     assert_unquoted(TOKEN, &places);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_s_health_is_told_with_its_mend() {
+    let folder = Folder::new();
+    let authority = Authority::new(folder.path());
+    let file = folder.at("token");
+    fs::write(&file, TOKEN).unwrap();
+    let auth = Method::Token { file: Some(file) };
+    for (status, says) in [
+        (200, None),
+        (429, None),
+        (472, None),
+        (473, None),
+        (501, Some("not initialised: run `vault operator init`")),
+        (503, Some("sealed: run `vault operator unseal`")),
+        (500, Some("a trouble of its own (500)")),
+        (307, Some("write the address of the active server")),
+        (404, Some("does not answer as Vault or OpenBao do")),
+    ] {
+        let none = json!({ "errors": [BODY] });
+        let server = Impostor::start(&authority, Answer::json(403, &none));
+        server.answer("/v1/sys/health", Answer::json(status, &none));
+        let client = client(&at(server.address(), authority.path(), auth.clone()));
+        let said = client.check().await.err().map(|error| error.to_string());
+        assert_eq!(said.is_some(), says.is_some(), "{status}: {said:?}");
+        if let (Some(said), Some(says)) = (said, says) {
+            assert!(
+                said.contains(says) && said.contains(server.address()),
+                "{status}: {said}"
+            );
+        }
+    }
 }
 
 /// A way to be away, and back again.
