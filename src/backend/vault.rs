@@ -275,6 +275,11 @@ impl Vault {
                     "{address}: sealed: run `vault operator unseal`"
                 )));
             }
+            404 => {
+                return Err(BackendError::Unusable(format!(
+                    "{address}: does not answer as Vault or OpenBao do: see `address`"
+                )));
+            }
             _ => drop(health.body(address)?),
         }
         auth.token(http).await.map(drop)

@@ -141,3 +141,54 @@ fn what_the_server_s_policy_does_not_allow_is_denied_and_written_down() {
     let mut reader = daemon.probe(&Who::uid(4001));
     assert_eq!(reader.cat(&daemon.path("app/password")).unwrap(), b"one");
 }
+
+#[test]
+fn a_record_made_anew_has_versions_of_its_own() {
+    needs!(Need::Vault);
+    let vault = Vault::shared();
+    for value in ["one", "two"] {
+        vault.put("anew/a", json!({ "x": value }));
+    }
+    let services = "[cache]\nttl = \"0\"\n[services.app]\nallow = [{ uid = [0, 4001] }]\n[services.app.secrets]\nx = \"vault:secret/anew/a#x\"\n";
+    let daemon = start(vault, "anew", services);
+    let mut reader = daemon.probe(&Who::uid(4001));
+    let path = daemon.path("app/x");
+    assert_eq!(reader.cat(&path).unwrap(), b"two");
+    let held = reader.open(&path).unwrap();
+    vault.call("DELETE", "secret/metadata/anew/a", json!(null));
+    for value in ["1st", "2nd"] {
+        vault.put("anew/a", json!({ "x": value }));
+    }
+    // As long as the one before, and under the same number.
+    assert_eq!(reader.cat(&path).unwrap(), b"2nd");
+    let version = reader.getxattr(&path, "user.secretfs.version");
+    assert_eq!(version.unwrap(), b"2~2");
+    assert_eq!(reader.pread(held).unwrap(), b"two");
+    let run = |words: &[&str]| daemon.secretfs(words, b"");
+    let history = String::from_utf8(run(&["history", "app/x"]).expect_ok()).unwrap();
+    assert!(
+        history.contains("2~2") && history.contains("1~2"),
+        "{history}"
+    );
+    assert_eq!(
+        run(&["get", "app/x", "--version", "1~2"]).expect_ok(),
+        b"1st"
+    );
+    // What was revoked under its name does not come back under another.
+    run(&["revoke", "app/x", "--version", "1~2"]).expect_ok();
+    for name in ["1~2", "1"] {
+        assert_ne!(
+            run(&["rollback", "app/x", "--to", name]).code(),
+            0,
+            "{name}"
+        );
+        assert_ne!(
+            run(&["get", "app/x", "--version", name]).code(),
+            0,
+            "{name}"
+        );
+    }
+    run(&["unrevoke", "app/x", "--version", "1~2"]).expect_ok();
+    run(&["rollback", "app/x", "--to", "1~2"]).expect_ok();
+    assert_eq!(reader.cat(&path).unwrap(), b"1st");
+}

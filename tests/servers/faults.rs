@@ -9,9 +9,12 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use nix::errno::Errno;
+use secretfs::backend::Backend;
+use secretfs::backend::vault::settings::Method;
 use secretfs::clock::Clock;
 use serde_json::{Value, json};
 
+use crate::asking::{at, client};
 use crate::common::authority::Authority;
 use crate::common::daemon::{Daemon, Setup};
 use crate::common::folder::Folder;
@@ -255,6 +258,39 @@ fn a_server_that_is_none_shows_nothing_and_hears_nothing() {
     assert_unquoted(TOKEN, &places);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_s_health_is_told_with_its_mend() {
+    let folder = Folder::new();
+    let authority = Authority::new(folder.path());
+    let file = folder.at("token");
+    fs::write(&file, TOKEN).unwrap();
+    let auth = Method::Token { file: Some(file) };
+    for (status, says) in [
+        (200, None),
+        (429, None),
+        (472, None),
+        (473, None),
+        (501, Some("not initialised: run `vault operator init`")),
+        (503, Some("sealed: run `vault operator unseal`")),
+        (500, Some("a trouble of its own (500)")),
+        (307, Some("write the address of the active server")),
+        (404, Some("does not answer as Vault or OpenBao do")),
+    ] {
+        let none = json!({ "errors": [BODY] });
+        let server = Impostor::start(&authority, Answer::json(403, &none));
+        server.answer("/v1/sys/health", Answer::json(status, &none));
+        let client = client(&at(server.address(), authority.path(), auth.clone()));
+        let said = client.check().await.err().map(|error| error.to_string());
+        assert_eq!(said.is_some(), says.is_some(), "{status}: {said:?}");
+        if let (Some(said), Some(says)) = (said, says) {
+            assert!(
+                said.contains(says) && said.contains(server.address()),
+                "{status}: {said}"
+            );
+        }
+    }
+}
+
 /// A way to be away, and back again.
 type Trouble<'a> = (&'a str, Errno, Box<dyn Fn() + 'a>, Box<dyn Fn() + 'a>);
 
@@ -262,54 +298,52 @@ type Trouble<'a> = (&'a str, Errno, Box<dyn Fn() + 'a>, Box<dyn Fn() + 'a>);
 fn who_reads_while_a_server_is_away_gets_what_was_there_or_an_error_in_time() {
     needs!(Need::Vault);
     let vault = Vault::start();
+    let (kill, restart) = (|| vault.kill(), || vault.restart());
+    let (seal, unseal) = (|| vault.seal(), || vault.unseal());
+    let (pause, resume) = (|| vault.pause(), || vault.resume());
+    let troubles: [Trouble<'_>; 3] = [
+        ("kill", Errno::EIO, Box::new(kill), Box::new(restart)),
+        ("seal", Errno::EIO, Box::new(seal), Box::new(unseal)),
+        ("pause", Errno::ETIMEDOUT, Box::new(pause), Box::new(resume)),
+    ];
+    read_through(&vault, vault.address(), &troubles);
+}
+
+#[test]
+fn who_reads_while_the_network_is_broken_gets_what_was_there_or_an_error_in_time() {
+    needs!(Need::Vault);
+    let vault = Vault::shared();
     let proxy = Proxy::to(vault.address());
-    let modes = [
-        ("refuse", Errno::EIO, Mode::Refuse),
-        ("stall", Errno::ETIMEDOUT, Mode::Stall),
-        ("cut", Errno::EIO, Mode::Cut(300)),
-        ("drip", Errno::ETIMEDOUT, Mode::Drip),
-    ];
-    let mut troubles: Vec<Trouble<'_>> = vec![
-        (
-            "kill",
-            Errno::EIO,
-            Box::new(|| vault.kill()),
-            Box::new(|| vault.restart()),
-        ),
-        (
-            "seal",
-            Errno::EIO,
-            Box::new(|| vault.seal()),
-            Box::new(|| vault.unseal()),
-        ),
-        (
-            "pause",
-            Errno::ETIMEDOUT,
-            Box::new(|| vault.pause()),
-            Box::new(|| vault.resume()),
-        ),
-    ];
-    for (name, errno, mode) in modes {
+    let set = |mode| {
         let proxy = &proxy;
-        let back = || proxy.set(Mode::Pass);
-        troubles.push((
-            name,
-            errno,
-            Box::new(move || proxy.set(mode)),
-            Box::new(back),
-        ));
-    }
-    let token = vault.at("token");
+        move || proxy.set(mode)
+    };
+    let trouble = |name, errno, mode| -> Trouble<'_> {
+        (name, errno, Box::new(set(mode)), Box::new(set(Mode::Pass)))
+    };
+    let troubles = [
+        trouble("refuse", Errno::EIO, Mode::Refuse),
+        trouble("stall", Errno::ETIMEDOUT, Mode::Stall),
+        trouble("cut", Errno::EIO, Mode::Cut(300)),
+        trouble("drip", Errno::ETIMEDOUT, Mode::Drip),
+    ];
+    read_through(vault, proxy.address(), &troubles);
+}
+
+/// Reads what is new, what was read before and what must not be old, in each trouble and after it.
+#[track_caller]
+fn read_through(vault: &Vault, address: &str, troubles: &[Trouble<'_>]) {
+    let token = vault.at("token-away");
     fs::write(&token, vault.root_token()).unwrap();
-    let mut services = section(proxy.address(), &vault.ca(), &token);
-    services.push_str("warm = \"vault:secret/warm#x\"\n");
-    services.push_str("strict = { from = \"vault:secret/strict#x\", stale = \"0\" }\n");
-    for (name, ..) in &troubles {
-        vault.put(&format!("cold-{name}"), json!({ "x": "cold" }));
-        services.push_str(&format!("{name} = \"vault:secret/cold-{name}#x\"\n"));
+    let mut services = section(address, &vault.ca(), &token);
+    services.push_str("warm = \"vault:secret/away/warm#x\"\n");
+    services.push_str("strict = { from = \"vault:secret/away/strict#x\", stale = \"0\" }\n");
+    for (name, ..) in troubles {
+        vault.put(&format!("away/cold-{name}"), json!({ "x": "cold" }));
+        services.push_str(&format!("{name} = \"vault:secret/away/cold-{name}#x\"\n"));
     }
     for name in ["warm", "strict"] {
-        vault.put(name, json!({ "x": "0" }));
+        vault.put(&format!("away/{name}"), json!({ "x": "0" }));
     }
     let setup = Setup {
         services: &services,
@@ -341,7 +375,7 @@ fn who_reads_while_a_server_is_away_gets_what_was_there_or_an_error_in_time() {
         back();
         current = (number + 1).to_string();
         for warm in ["warm", "strict"] {
-            vault.put(warm, json!({ "x": current }));
+            vault.put(&format!("away/{warm}"), json!({ "x": current }));
         }
         let mut is = |name: &str, expected: &str| {
             let mut last = Err(Errno::EAGAIN);
@@ -357,7 +391,7 @@ fn who_reads_while_a_server_is_away_gets_what_was_there_or_an_error_in_time() {
     }
     let written = outcomes(&daemon);
     let has = |name: &str| -> Vec<&str> { written[name].iter().map(String::as_str).collect() };
-    for (name, ..) in &troubles {
+    for (name, ..) in troubles {
         assert_eq!(has(name), ["allowed", "unreachable"], "{name}");
     }
     assert_eq!(has("warm"), ["allowed", "stale"]);

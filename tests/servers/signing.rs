@@ -10,6 +10,7 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use nix::errno::Errno;
 use secretfs::backend::vault::settings::{ClientCertificate, Method, Settings};
 use secretfs::backend::{Backend, BackendError};
 use secretfs::clock::Clock;
@@ -575,11 +576,17 @@ type = "vault"
 address = "{address}"
 ca = "{ca}"
 auth = {{ method = "token", file = "{given}" }}
+[backends.wrong]
+type = "vault"
+address = "{address}"
+ca = "{ca}"
+auth = {{ method = "approle", mount = "other", role_id = "none", secret_id = {{ file = "{secret_id}" }} }}
 [services.app]
 allow = [{{ uid = 4001 }}]
 [services.app.secrets]
 role = "role:secret/signing/a#x"
 given = "given:secret/signing/a#x"
+wrong = "wrong:secret/signing/a#x"
 "#,
         address = vault.address(),
         ca = vault.ca().display(),
@@ -589,10 +596,20 @@ given = "given:secret/signing/a#x"
     );
     let setup = Setup {
         services: &services,
+        env: &[("SECRETFS_LOG", "trace")],
         ..Setup::default()
     };
+    vault.enable("auth/other", "approle");
     let mut daemon = setup.start();
     let mut reader = daemon.probe(&Who::uid(4001));
+    let clock = Clock::default();
+    let start = clock.now();
+    for _ in 0..20 {
+        let refused = reader.cat(&daemon.path("app/wrong"));
+        assert_eq!(refused, Err(Errno::EACCES));
+    }
+    assert!(clock.now() - start < Duration::from_secs(4));
+    assert_eq!(vault.counted("auth/other/login"), 1);
     for name in ["role", "given"] {
         let path = daemon.path("app").join(name);
         assert_eq!(reader.cat(&path).unwrap(), b"yes", "{name}");
@@ -607,4 +624,11 @@ given = "given:secret/signing/a#x"
     assert_eq!(vault.counted("auth/token/revoke-self"), 1);
     let lookup = vault.call_as(&given, "GET", "auth/token/lookup-self", Value::Null);
     assert!(lookup.is_ok(), "{lookup:?}");
+    let log = daemon.log();
+    let secret_id = fs::read_to_string(&role.secret_id).unwrap();
+    for secret in [given.as_str(), &secret_id, &role.role_id, "hvs."] {
+        assert!(!log.contains(secret), "{log}");
+    }
+    let audit = fs::read_to_string(daemon.at("log/audit.jsonl")).unwrap();
+    assert!(audit.contains("\"refused\""), "{audit}");
 }

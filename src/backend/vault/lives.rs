@@ -71,6 +71,14 @@ impl Lives {
         count.is_none_or(|count| count == now).then_some(number)
     }
 
+    /// The number of the version that is called exactly like this: what a change goes by. A version that was revoked under
+    /// its name must not come back under another.
+    pub(super) fn exactly(&self, place: &Place, version: &Version) -> Option<u64> {
+        let number = self.number(place, version)?;
+        let now = self.lives().get(place).map_or(1, |life| life.count);
+        (called(number, now) == *version).then_some(number)
+    }
+
     fn lives(&self) -> MutexGuard<'_, HashMap<Place, Life>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,6 +134,8 @@ mod tests {
             ("2~", None),
         ] {
             assert_eq!(lives.number(&place, &Version::new(name)), number, "{name}");
+            let exact = number.filter(|_| name == "2~3");
+            assert_eq!(lives.exactly(&place, &Version::new(name)), exact, "{name}");
         }
     }
 }

@@ -125,6 +125,13 @@ impl Vault {
         Ok(Before { data, version })
     }
 
+    /// The number of a version that is called as the history calls it.
+    fn exactly(&self, place: &Place, version: &Version, what: &str) -> Result<u64, BackendError> {
+        self.0.lives.exactly(place, version).ok_or_else(|| {
+            BackendError::Absent(format!("{what}: write the version as the history does"))
+        })
+    }
+
     /// Says no to removing a part of a record: its older versions would keep it.
     async fn removable(&self, reference: &Reference) -> Result<Place, BackendError> {
         let place = self.writable(reference).await?;
@@ -266,7 +273,7 @@ impl Writer for Vault {
                     self.ask(remove).await?
                 }
                 (Engine::Versioned, Some(version)) => {
-                    let version = self.number(&place, version, &what)?;
+                    let version = self.exactly(&place, version, &what)?;
                     let kept = self.versions(&place, &what).await?.kept;
                     if !kept.contains_key(&version) {
                         return Err(BackendError::Absent(format!("{reference}@{version}")));
@@ -294,7 +301,7 @@ impl Writer for Vault {
                 return Err(unusable(reference, "has no versions"));
             }
             let what = format!("{reference}@{to}");
-            let number = self.number(&place, to, &what)?;
+            let number = self.exactly(&place, to, &what)?;
             let earlier = self.record(&place, Some(number), &what).await?;
             let field = reference.field.as_deref().filter(|field| *field != WHOLE);
             let value = match field {

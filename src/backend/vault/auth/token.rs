@@ -33,6 +33,9 @@ impl std::fmt::Debug for Token {
     }
 }
 
+/// No token lives longer.
+const LONG: Duration = Duration::from_secs(100 * 366 * 86_400);
+
 /// What a file is recognised by.
 pub(super) type Print = (u64, i64, i64, u64);
 
@@ -44,7 +47,8 @@ pub(super) fn print(path: &Path) -> Option<Print> {
 impl Token {
     /// A token's times, from now on, without the token.
     pub(super) fn life(now: Instant, duration: Duration, renewable: bool) -> Self {
-        let lives = (!duration.is_zero()).then_some(duration);
+        // A server may say anything, and a clock does not go on forever.
+        let lives = (!duration.is_zero()).then_some(duration.min(LONG));
         Self {
             header: HeaderValue::from_static(""),
             since: now,
