@@ -28,6 +28,8 @@
 //!     place, which is a new generation: the next reader asks for it, or [`Cache::tend`] does where it is in use. While the backend
 //!     cannot be reached it is served until its lease ends, and not after. What was superseded ends by itself; when all
 //!     secrets that have shown it are taken away, or the daemon stops for good ([`Cache::end`]), it is revoked.
+//! 13. That nothing is at a place is remembered for 5 seconds, or for the TTL if that is shorter; not of a backend that
+//!     announces its changes, and a refusal never is. Rules 5 and 9 go past it.
 //!
 //! Lists of names follow rules 1, 2, 3 and 5. While a backend cannot be reached the list that it last gave stands in,
 //! however old: it shows no value, and without it nobody would come as far as rule 4.

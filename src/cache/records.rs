@@ -15,6 +15,10 @@ use super::leases::Leased;
 use crate::backend::{BackendError, Reference, Version};
 use crate::secret::{SecretBytes, SecretPath};
 
+/// How long it is remembered that nothing is at a place, if no TTL is shorter: a loop of opens asks no more often, and what
+/// is put there is soon seen.
+const ABSENT: Duration = Duration::from_secs(5);
+
 /// What is at one place, as it was when a backend was asked.
 #[derive(Debug)]
 pub(super) struct Record {
@@ -55,11 +59,13 @@ pub(super) enum Since {
 }
 
 impl Record {
-    /// Rules 1 and 12, for records.
+    /// Rules 1, 12 and 13, for records.
     pub(super) fn is_young(&self, now: Instant, ttl: Duration) -> bool {
-        match &self.lease {
-            Some(lease) => lease.is_current(now),
-            None => self.forever || now.saturating_duration_since(self.fetched) < ttl,
+        let age = now.saturating_duration_since(self.fetched);
+        match (&self.content, &self.lease) {
+            (Err(_), _) => age < ttl.min(ABSENT),
+            (Ok(_), Some(lease)) => lease.is_current(now),
+            (Ok(_), None) => self.forever || age < ttl,
         }
     }
 
@@ -296,8 +302,8 @@ impl Records {
             return (record, Vec::new());
         }
         let users = self.take(&key);
-        // What is not there is asked for again.
-        if record.content.is_ok() {
+        // Who announces changes is asked again: it costs little, and a word too late would be seen.
+        if record.content.is_ok() || !record.forever {
             self.hold(&record);
         }
         (record, users)

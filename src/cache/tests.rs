@@ -246,6 +246,7 @@ async fn rule_4_after_a_no_the_old_value_is_gone() {
         }
         bench.x().await.unwrap_err();
         assert_eq!(bench.cache.figures().values, 0);
+        bench.clock.advance(5 * SECOND);
         bench.a.weather(Weather::Down);
         assert!(matches!(bench.x().await, Err(BackendError::Unreachable(_))));
     }

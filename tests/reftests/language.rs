@@ -9,6 +9,8 @@ pub use crate::faulty::Weather;
 /// Seconds that the config's `[cache]` says, and those of single secrets.
 pub const TTL: u64 = 60;
 pub const STALE: u64 = 600;
+/// How long it is remembered that nothing is there.
+pub const ABSENT: u64 = 5;
 pub const STALE_EITHER: u64 = 3600;
 
 /// The callers: root, and three users of whom the last is named by its group.
@@ -207,7 +209,7 @@ pub fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => (prop::sample::select(vec!['a', 'b']), prop::sample::select(weathers.to_vec()))
             .prop_map(|(backend, weather)| Op::Weather { backend, weather }),
         1 => policies().prop_map(Op::Reload),
-        2 => prop::sample::select(vec![1, TTL - 1, TTL, TTL, STALE, STALE_EITHER])
+        2 => prop::sample::select(vec![1, ABSENT - 1, ABSENT, TTL - 1, TTL, TTL, STALE, STALE_EITHER])
             .prop_map(|seconds| Op::Pass { seconds }),
     ];
     let first = PLACES.map(|place| Op::Put {

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::core::wrapped;
-use crate::language::{Answer, Op, Policy, STALE, STALE_EITHER, Seen, System, TTL, UIDS, Weather};
+use crate::language::{
+    ABSENT, Answer, Op, Policy, STALE, STALE_EITHER, Seen, System, TTL, UIDS, Weather,
+};
 
 mod cache;
 mod tree;
@@ -19,6 +21,8 @@ pub struct Model {
     values: HashMap<&'static str, Cached>,
     /// What was read at each place, for all secrets that are bound to it.
     records: HashMap<&'static str, Record>,
+    /// When nothing was found at a place.
+    absences: HashMap<&'static str, u64>,
     /// What failed in this very moment: those who ask at the same time are one question.
     asked_at_once: Option<HashMap<&'static str, Result<(), No>>>,
     /// The secrets whose value went because another one's reader found another record.
@@ -191,6 +195,7 @@ impl Model {
             weather: HashMap::from([('a', Weather::Fine), ('b', Weather::Fine)]),
             values: HashMap::new(),
             records: HashMap::new(),
+            absences: HashMap::new(),
             asked_at_once: None,
             overtaken: BTreeSet::new(),
             lists: HashMap::new(),
@@ -307,6 +312,7 @@ impl Model {
         self.lists.retain(|(backend, _), _| *backend != changed);
         let shows = |path: &&'static str| places_of(path).contains(&place);
         self.records.remove(place);
+        self.absences.remove(place);
         for path in SECRETS.into_iter().filter(shows) {
             self.forget(path);
         }

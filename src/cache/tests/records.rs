@@ -290,3 +290,68 @@ async fn rule_7_records_without_a_secret_do_not_stay() {
     }
     assert!(bench.cache.state().records.len() <= 192);
 }
+
+#[tokio::test]
+async fn rule_13_an_absence_is_remembered_for_five_seconds() {
+    let bench = Bench::new();
+    let none = "a:s/none";
+    let absent = async || {
+        let fetch = bench.ask("x", none).wait().await;
+        matches!(fetch, Err(BackendError::Absent(_)))
+    };
+    assert!(absent().await);
+    bench.a.put("s/none", "now");
+    bench.clock.advance(5 * SECOND - Duration::from_millis(1));
+    assert!(absent().await);
+    assert_eq!(bench.a.reads(), 1);
+    bench.clock.advance(Duration::from_millis(1));
+    assert_eq!(text(&bench.ask("x", none).wait().await), "now");
+    assert_eq!(bench.a.reads(), 2);
+
+    // A refresh and an invalidation go past it.
+    for refresh in [true, false] {
+        bench.a.remove("s/none");
+        bench.cache.invalidate(&none.parse().unwrap());
+        assert!(absent().await);
+        bench.a.put("s/none", "again");
+        match refresh {
+            true => {
+                let fresh = bench.cache.refresh(&at("x"), &binding(&[none]));
+                assert_eq!(text(&fresh.wait().await), "again");
+            }
+            false => bench.cache.invalidate(&none.parse().unwrap()),
+        }
+        assert_eq!(text(&bench.ask("x", none).wait().await), "again");
+    }
+    // What rests on it is as old as it is.
+    bench.a.remove("s/none");
+    bench.cache.invalidate(&none.parse().unwrap());
+    assert!(absent().await);
+    bench.clock.advance(4 * SECOND);
+    let both = [none, "a:s/x"];
+    assert_eq!(text(&bench.get(&both).await), "one");
+    bench.a.put("s/none", "higher up");
+    bench.clock.advance(TTL - 4 * SECOND);
+    assert_eq!(text(&bench.get(&both).await), "higher up");
+}
+
+#[tokio::test]
+async fn rule_13_no_refusal_is_remembered_nor_what_would_be_announced() {
+    let bench = Bench::new();
+    bench.a.weather(Weather::Refusing);
+    bench.x().await.unwrap_err();
+    bench.a.weather(Weather::Fine);
+    assert_eq!(text(&bench.x().await), "one");
+    bench.get(&["b:s/none"]).await.unwrap_err();
+    bench.b.put("s/none", "now");
+    assert_eq!(text(&bench.get(&["b:s/none"]).await), "now");
+    // No longer than the TTL.
+    bench.cache.set_times(Times {
+        ttl: SECOND,
+        timeout: TIMEOUT,
+    });
+    bench.get(&["a:s/none"]).await.unwrap_err();
+    bench.a.put("s/none", "now");
+    bench.clock.advance(SECOND);
+    assert_eq!(text(&bench.get(&["a:s/none"]).await), "now");
+}

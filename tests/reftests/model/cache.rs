@@ -75,6 +75,7 @@ impl Model {
         for place in places_of(path) {
             forever &= self.backend_of(place) == 'b';
             let Some(record) = self.record(place, path)? else {
+                at = at.min(*self.absences.get(place).unwrap_or(&at));
                 continue;
             };
             at = at.min(record.at);
@@ -115,10 +116,16 @@ impl Model {
         {
             return Ok(Some(record.clone()));
         }
+        if let Some(at) = self.absences.get(place)
+            && self.now - at < ABSENT
+        {
+            return Ok(None);
+        }
         let storm = self.storm(backend);
-        // Two ask for the second at the same time only if it takes that long.
-        let at_once = place != "b:web/second" || storm == Some(No::Late);
+        // Two ask for the second place at the same time only if neither asked elsewhere first, or it takes that long.
         let before = self.asked_at_once.as_ref();
+        let elsewhere = before.is_some_and(|asked| asked.contains_key("a:x/first"));
+        let at_once = place != "b:web/second" || !elsewhere || storm == Some(No::Late);
         if let Some(failed) = before
             .and_then(|asked| asked.get(place))
             .filter(|_| at_once)
@@ -143,6 +150,7 @@ impl Model {
                     at,
                     users,
                 };
+                self.absences.remove(place);
                 self.records.insert(place, record.clone());
                 return Ok(Some(record));
             }
@@ -150,9 +158,15 @@ impl Model {
                 if let Some(gone) = self.records.remove(place) {
                     self.overtake(gone, path);
                 }
+                if backend == 'a' {
+                    self.absences.insert(place, self.now);
+                }
                 Ok(())
             }
             (Some(no), _) => {
+                if no == No::Refused {
+                    self.absences.remove(place);
+                }
                 if let Some(gone) = self.records.get(place).filter(|_| no == No::Refused) {
                     // Who reads next finds out.
                     for user in gone.users.clone() {
