@@ -60,7 +60,8 @@ fn open_as(path: &Path, us: Uid) -> Result<Opened, ConfigErrors> {
         }
     })?;
     let descriptor = walk(&real, FILE, us).map_err(fail)?;
-    for link in steps(path).iter().filter(|step| **step != real) {
+    let named = std::path::absolute(path).map_err(|error| fail(error.to_string()))?;
+    for link in steps(&named).iter().filter(|step| **step != real) {
         judge_link(link, us).map_err(fail)?;
     }
 
@@ -79,7 +80,7 @@ fn open_as(path: &Path, us: Uid) -> Result<Opened, ConfigErrors> {
     Ok(Opened { text, path: real })
 }
 
-/// What has to be looked at to see whether `path` leads to something else: each link on the way, and what it leads to at
+/// What has to be looked at to see whether `path`, which is absolute, leads to something else: each link on the way, and what it leads to at
 /// last, or where it ends if that is missing. The folder of each is without links.
 #[must_use]
 pub fn steps(path: &Path) -> Vec<PathBuf> {

@@ -69,3 +69,21 @@ fn nothing_is_made_in_a_folder_that_others_can_change() {
     }
     assert!(!there.join("store.age").exists());
 }
+
+#[test]
+fn a_config_is_named_from_where_one_stands() {
+    let demo = Demo::new();
+    let below = demo.path("run");
+    for (folder, config) in [
+        (demo.path(""), "config.toml"),
+        (demo.path(""), "./config.toml"),
+        (below, "../config.toml"),
+    ] {
+        let listed = Command::new(env!("CARGO_BIN_EXE_secretfs"))
+            .args(["--config", config, "ls"])
+            .current_dir(folder)
+            .output()
+            .unwrap();
+        assert!(listed.status.success(), "{config}: {listed:?}");
+    }
+}
