@@ -181,8 +181,12 @@ impl Job<'_> {
             }
         }
         for status in self.backends() {
-            if let Some(trouble) = status.trouble {
-                checks.push(wrong(format!("backend {}", status.name), trouble));
+            let check = format!("backend {}", status.name);
+            match status.trouble {
+                Some(trouble) => checks.push(wrong(check, trouble)),
+                // Of a store its values were read.
+                None if status.secrets.is_some() => {}
+                None => checks.push(good(check, "answers, and lets us in".to_owned())),
             }
         }
         checks.push(match self.parts.audit.healthy() {
