@@ -212,12 +212,15 @@ impl Cache {
         self.state().young(path, binding, self.clock.now(), ttl)
     }
 
-    /// Forgets everything that was fetched from this reference's place, and the lists of its backend.
+    /// Forgets everything that was fetched from this reference's place. The lists of its backend are asked for again.
     pub fn invalidate(&self, changed: &Reference) {
         let same = |r: &Reference| r.same_place(changed);
         let mut state = self.state();
         let elsewhere = |folder: &Folder| folder.backend.in_config() != changed.backend.in_config();
-        state.lists.retain(|folder, _| elsewhere(folder));
+        let lists = state.lists.iter_mut();
+        for (_, listing) in lists.filter(|(folder, _)| !elsewhere(folder)) {
+            listing.outdated = true;
+        }
         state.list_flights.retain(|folder, _| elsewhere(folder));
         state.flights.forget(same);
         state.records.invalidate(same);

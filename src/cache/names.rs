@@ -26,6 +26,8 @@ pub(super) struct Folder {
 pub(super) struct Listing {
     names: Names,
     fetched: Instant,
+    /// Something has changed since: it only stands in for a backend that cannot be reached.
+    pub(super) outdated: bool,
 }
 
 impl Cache {
@@ -139,7 +141,11 @@ impl Cache {
             match &listed {
                 Ok(names) => {
                     let names = Arc::clone(names);
-                    let listing = Listing { names, fetched };
+                    let listing = Listing {
+                        names,
+                        fetched,
+                        outdated: false,
+                    };
                     state.lists.insert(folder.clone(), listing);
                 }
                 Err(BackendError::Refused(_)) => {
@@ -176,6 +182,6 @@ impl State {
         let listing = self.lists.get(folder)?;
         let young =
             backend.announces_changes() || now.saturating_duration_since(listing.fetched) < ttl;
-        young.then(|| Arc::clone(&listing.names))
+        (young && !listing.outdated).then(|| Arc::clone(&listing.names))
     }
 }

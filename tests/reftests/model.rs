@@ -27,7 +27,7 @@ pub struct Model {
     asked_at_once: Option<HashMap<&'static str, Result<(), No>>>,
     /// The secrets whose value went because another one's reader found another record.
     overtaken: BTreeSet<&'static str>,
-    lists: HashMap<(char, String), (Vec<String>, u64)>,
+    lists: HashMap<(char, String), (Vec<String>, Option<u64>)>,
     /// The last generation of each path that a backend gave: where it came from, and our number.
     generations: HashMap<&'static str, (&'static str, u64, usize)>,
     numbers: usize,
@@ -309,7 +309,10 @@ impl Model {
             return;
         }
         let changed = self.backend_of(place);
-        self.lists.retain(|(backend, _), _| *backend != changed);
+        let lists = self.lists.iter_mut();
+        for (_, (_, at)) in lists.filter(|((backend, _), _)| *backend == changed) {
+            *at = None;
+        }
         let shows = |path: &&'static str| places_of(path).contains(&place);
         self.records.remove(place);
         self.absences.remove(place);

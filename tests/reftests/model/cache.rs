@@ -7,7 +7,7 @@ impl Model {
     pub(super) fn list(&mut self, backend: char, folder: &str) -> Result<Vec<String>, No> {
         let key = (backend, folder.to_owned());
         if let Some((names, at)) = self.lists.get(&key)
-            && (backend == 'b' || self.now - at < TTL)
+            && at.is_some_and(|at| backend == 'b' || self.now - at < TTL)
         {
             return Ok(names.clone());
         }
@@ -18,7 +18,7 @@ impl Model {
                     "" => self.folders_in(backend),
                     folder => self.names_in(backend, folder),
                 };
-                self.lists.insert(key, (names.clone(), self.now));
+                self.lists.insert(key, (names.clone(), Some(self.now)));
                 return Ok(names);
             }
             Some(no) => no,
