@@ -21,6 +21,7 @@ mod contract;
 mod dynamic;
 mod faults;
 mod harness;
+mod methods;
 mod network;
 mod reading;
 mod signing;
