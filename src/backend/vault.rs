@@ -1,16 +1,16 @@
 //! HashiCorp Vault and OpenBao.
 //!
 //! A reference's path is the server's own, from the mount on: `vault:secret/billing`, `vault:database/creds/readonly`,
-//! `vault:pki/issue/web?common_name=…`. Which engine answers for it is found out from the server ([`mounts`]).
+//! `vault:pki/issue/web?common_name=…`. Which engine answers for it is found out from the server (`mounts`).
 //!
 //! | engine | a path without `?` | with `?` |
 //! |---|---|---|
-//! | KV 2 | the record's data; `@3` is its third version ([`lives`]) | – |
+//! | KV 2 | the record's data; `@3` is its third version (`lives`) | – |
 //! | KV 1 | the record's data, called by its keyed hash | – |
 //! | any other | what reading the path gives | what writing these arguments gives |
 //!
 //! What another engine gives lives as long as its lease; a certificate until it ends. Nothing of an answer's body becomes
-//! part of an error or a log ([`http`]).
+//! part of an error or a log (`http`).
 
 use std::fmt;
 use std::sync::Arc;

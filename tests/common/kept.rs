@@ -109,8 +109,8 @@ pub(crate) fn free_address() -> SocketAddr {
     const FIRST: u16 = 20_000;
     const COUNT: u16 = 12_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Programs that run at the same time begin at different places.
-    let start = u16::try_from(std::process::id() % 600).unwrap() * 20;
+    // Programs that run at the same time begin at different places, and each takes a hundred or two.
+    let start = u16::try_from(std::process::id() % 40).unwrap() * 300;
     for _ in 0..COUNT {
         let port = FIRST + (start + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT) % COUNT;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));

@@ -1,6 +1,6 @@
 //! What holds of every backend, of a real server's KV engines.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use secretfs::backend::vault::Vault as Client;
 use secretfs::backend::{Backend, Version};
@@ -28,7 +28,7 @@ struct Engine {
     mount: &'static str,
     folder: String,
     /// What stands between it and who is in trouble.
-    proxy: Proxy,
+    proxy: OnceLock<Proxy>,
 }
 
 impl Engine {
@@ -43,7 +43,7 @@ impl Engine {
             client: client(&settings(vault, token)),
             mount,
             folder: format!("contract/{clause}"),
-            proxy: Proxy::to(vault.address()),
+            proxy: OnceLock::new(),
         })
     }
 
@@ -106,21 +106,17 @@ impl Subject for Engine {
     }
 
     fn in_trouble(&self, trouble: Trouble) -> Option<Arc<dyn Backend>> {
-        let (address, token) = match trouble {
-            Trouble::Refused => {
-                let powerless = self.vault.token(&["default"], "1h");
-                (self.vault.address(), powerless)
-            }
-            Trouble::Down | Trouble::Silent => {
-                let root = self.vault.root_token().to_owned();
-                (self.proxy.address(), root)
-            }
+        let root = || self.vault.root_token().to_owned();
+        let through = |mode| {
+            let proxy = self.proxy.get_or_init(|| Proxy::to(self.vault.address()));
+            proxy.set(mode);
+            (proxy.address(), root())
         };
-        match trouble {
-            Trouble::Refused => {}
-            Trouble::Down => self.proxy.set(Mode::Refuse),
-            Trouble::Silent => self.proxy.set(Mode::Stall),
-        }
+        let (address, token) = match trouble {
+            Trouble::Refused => (self.vault.address(), self.vault.token(&["default"], "1h")),
+            Trouble::Down => through(Mode::Refuse),
+            Trouble::Silent => through(Mode::Stall),
+        };
         let name = format!(
             "{}-{}-{trouble:?}",
             self.mount,

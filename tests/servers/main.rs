@@ -23,6 +23,7 @@ mod faults;
 mod harness;
 mod identities;
 mod leases;
+mod methods;
 mod network;
 mod reading;
 mod signals;

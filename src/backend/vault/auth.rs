@@ -221,6 +221,7 @@ impl Auth {
             return Ok(());
         }
         if token.renewable {
+            let now = self.clock.now();
             let request = RenewTokenSelfRequest { increment: None };
             let body = http
                 .ask(request, Some(&token.header))
@@ -229,21 +230,9 @@ impl Auth {
             match body {
                 Ok(body) => {
                     let renewed = reply::signed_in(&body, "the renewal of the token")?;
-                    let now = self.clock.now();
-                    let life = Token::life(now, renewed.duration, renewed.renewable);
-                    // A life that is not longer than what was left comes to its end: then we sign in again.
-                    let longer = life.ends > token.ends;
-                    if longer || !token.ours {
-                        let due = if longer { life.due } else { None };
-                        self.set(Some(Arc::new(Token {
-                            header: token.header.clone(),
-                            since: token.since,
-                            policies: token.policies.clone(),
-                            print: token.print,
-                            ours: token.ours,
-                            due,
-                            ..life
-                        })));
+                    if !token.ours || !renewed.duration.is_zero() {
+                        let renewed = token.renewed(now, renewed.duration, renewed.renewable);
+                        self.set(Some(Arc::new(renewed)));
                         return Ok(());
                     }
                 }
@@ -286,6 +275,8 @@ impl Auth {
     }
 
     async fn sign_in(&self, http: &Http, turn: &mut Turn) -> Result<Token, BackendError> {
+        // A life begins while we ask, so that it ends for us no later than for the server.
+        let now = self.clock.now();
         let reply = match &self.method {
             Method::Token { file } => return self.take_token(http, file.as_deref()).await,
             Method::AppRole {
@@ -333,7 +324,7 @@ impl Auth {
             header: header(token.as_bytes())?,
             ours: true,
             policies,
-            ..Token::life(self.clock.now(), duration, renewable)
+            ..Token::life(now, duration, renewable)
         })
     }
 
@@ -353,6 +344,7 @@ impl Auth {
             }
         };
         let header = header(text.as_bytes())?;
+        let now = self.clock.now();
         let said = http.ask(LookupTokenSelfRequest {}, Some(&header)).await?;
         #[derive(serde::Deserialize)]
         struct Said {
@@ -370,7 +362,7 @@ impl Auth {
             }
         };
         let (ttl, renewable) = said.map_or((0, false), |said| (said.ttl, said.renewable));
-        let life = Token::life(self.clock.now(), Duration::from_secs(ttl), renewable);
+        let life = Token::life(now, Duration::from_secs(ttl), renewable);
         Ok(Token {
             header,
             print,

@@ -14,6 +14,8 @@ pub(in super::super) struct Token {
     pub(in super::super) header: HeaderValue,
     /// Since when we have it.
     pub(super) since: Instant,
+    /// How long it lived when it was got or last renewed; zero if it does not end, or nobody knows.
+    pub(super) lives: Duration,
     /// Until when it is good; `None` if it does not end, or nobody knows.
     pub(super) ends: Option<Instant>,
     /// From when on it is to be renewed or replaced.
@@ -52,12 +54,29 @@ impl Token {
         Self {
             header: HeaderValue::from_static(""),
             since: now,
+            lives: duration,
             ends: lives.map(|lives| now + lives),
             due: lives.map(|lives| now + lives.mul_f64(2.0 / 3.0).mul_f64(jitter())),
             renewable,
             ours: false,
             policies: Vec::new(),
             print: None,
+        }
+    }
+
+    /// The same token after a renewal at `now`. One that gave less than the one before has come near the longest life that
+    /// the token can have: it is renewed no more, and replaced when that is due if it is ours.
+    pub(super) fn renewed(&self, now: Instant, duration: Duration, renewable: bool) -> Self {
+        let capped = duration.saturating_add(Duration::from_secs(1)) < self.lives;
+        let life = Self::life(now, duration, renewable && !capped);
+        Self {
+            header: self.header.clone(),
+            since: self.since,
+            due: life.due.filter(|_| self.ours || life.renewable),
+            ours: self.ours,
+            policies: self.policies.clone(),
+            print: self.print,
+            ..life
         }
     }
 }
@@ -152,5 +171,26 @@ mod tests {
             assert_eq!(token.ends, Some(now + Duration::from_secs(90)));
         }
         assert_eq!(Token::life(now, Duration::ZERO, false).ends, None);
+    }
+
+    #[test]
+    fn a_token_near_its_longest_life_is_replaced_and_not_renewed() {
+        let now = Clock::manual().now();
+        let seconds = Duration::from_secs;
+        for ours in [true, false] {
+            let token = Token {
+                ours,
+                ..Token::life(now, seconds(90), true)
+            };
+            let again = token.renewed(now, seconds(90), true);
+            assert!(again.renewable && again.due.is_some());
+            let last = again.renewed(now, seconds(30), true);
+            assert!(!last.renewable);
+            assert_eq!(last.due.is_some(), ours);
+            assert_eq!(last.ends, Some(now + seconds(30)));
+            // What is left of a token that was given says nothing of what a renewal gives.
+            let given = Token::life(now, seconds(10), true);
+            assert!(given.renewed(now, seconds(90), true).renewable);
+        }
     }
 }
