@@ -32,11 +32,13 @@ pub(super) struct OpenFile {
 pub(super) struct Pin {
     pub(super) node: Arc<SecretNode>,
     pub(super) number: u64,
+    /// It reads through the page cache.
+    pub(super) paged: bool,
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        self.node.unpin(self.number);
+        self.node.unpin(self.number, self.paged);
     }
 }
 

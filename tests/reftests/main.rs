@@ -35,7 +35,7 @@ mod mounted;
 use crate::common::machine::needs;
 use crate::common::patience;
 use crate::core::Core;
-use language::{Op, System, ops, policies};
+use language::{Op, Policy, System, ops, policies};
 use model::Model;
 use mounted::Mounted;
 
@@ -67,6 +67,35 @@ proptest! {
     fn the_core_does_what_the_model_does(policy in policies(), ops in ops()) {
         compare(&mut Core::new(&policy), &mut Model::new(&policy, false), &ops)?;
     }
+}
+
+/// What random operations found once, and find only seldom.
+#[test]
+fn an_inode_whose_paged_handle_is_closed_is_shared_with_those_of_the_same_value_that_are_not() {
+    let policy = |cached| Policy {
+        services: [[true; 4]; 3],
+        narrow: [true; 4],
+        cached,
+    };
+    let put = |value: &str| Op::Put {
+        place: "b:web/k1",
+        value: value.to_owned(),
+        announced: true,
+    };
+    let open = || Op::OpenPin { uid: 1, pin: 0 };
+    let ops = [
+        put("the older one"),
+        Op::Pin { path: "web/k1" },
+        open(),
+        Op::Reload(policy(true)),
+        open(),
+        put("newer"),
+        open(),
+        Op::Close { handle: 1 },
+        open(),
+    ];
+    let (mut core, mut model) = (Core::new(&policy(false)), Model::new(&policy(false), false));
+    compare(&mut core, &mut model, &ops).unwrap();
 }
 
 #[test]
