@@ -25,6 +25,7 @@ mod identities;
 mod leases;
 mod network;
 mod reading;
+mod relay;
 mod signals;
 mod signing;
 mod trust;
