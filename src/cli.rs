@@ -21,6 +21,7 @@ pub mod import;
 mod init;
 pub mod input;
 pub mod output;
+pub mod relay;
 mod reports;
 mod revoke;
 mod rules;
@@ -145,6 +146,9 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
                 denied,
             };
             reports::audit(&mut session()?, wanted)
+        }
+        Command::Relay(relay) => {
+            relay::relay(&load(&place(file.as_deref())?)?, relay, output, &clock)
         }
         Command::Completions { shell } => shell::completions(output, shell),
         Command::Man { dir } => shell::man(output, dir.as_deref()),

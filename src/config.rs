@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::backend::{Reference, WHOLE, vault};
 use crate::secret::Name;
+use crate::signal::broker::Brokers;
 use crate::sys::{Gid, Uid};
 
 pub mod accounts;
@@ -57,6 +58,8 @@ pub struct Config {
     pub cache: CacheConfig,
     /// Where accesses are written down.
     pub audit: AuditConfig,
+    /// Where changes are heard beside the backends themselves.
+    pub signals: Brokers,
 }
 
 impl Config {

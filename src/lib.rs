@@ -18,6 +18,7 @@ pub mod fs;
 pub mod fuse;
 pub mod keeper;
 pub mod policy;
+pub mod relay;
 pub mod run;
 pub mod secret;
 pub mod signal;

@@ -9,7 +9,11 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     // Diagnostics go to stderr: stdout is for values and tables. A command that ends with an error says in it what its
     // audit log's trouble is; the daemon, which goes on, logs it.
-    let stays = |word: OsString| ["mount", "up", "serve"].iter().any(|stays| word == *stays);
+    let stays = |word: OsString| {
+        ["mount", "up", "serve", "relay"]
+            .iter()
+            .any(|stays| word == *stays)
+    };
     let usual = match std::env::args_os().any(stays) {
         true => "info,fuser=error",
         false => "warn,secretfs::audit=off",
@@ -18,6 +22,7 @@ fn main() -> ExitCode {
         EnvFilter::try_from_env("SECRETFS_LOG").unwrap_or_else(|_| EnvFilter::new(usual));
     // What they log is what they send and receive: at no level, whatever the environment says.
     for deaf in [
+        "async_nats",
         "hyper",
         "hyper_util",
         "reqwest",

@@ -28,6 +28,10 @@ use crate::backend::{Backend, BackendError, Reference, Version};
 use crate::clock::Clock;
 use crate::secret::Name;
 
+pub mod broker;
+pub mod message;
+mod nats;
+pub mod outbox;
 mod plan;
 mod poll;
 #[cfg(test)]

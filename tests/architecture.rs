@@ -24,7 +24,7 @@ const RANKS: &[&[&str]] = &[
     &["backend", "caller"],
     &["policy", "signal", "events"],
     &["config"],
-    &["audit", "cache"],
+    &["audit", "cache", "relay"],
     &["access"],
     &["fs"],
     &["control", "fuse"],

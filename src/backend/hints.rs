@@ -74,6 +74,11 @@ impl Hints {
         }
     }
 
+    /// The backends about which something can be told.
+    pub fn backends(&self) -> impl Iterator<Item = &Name> {
+        self.0.keys()
+    }
+
     /// Hints of this backend may have been missed, as after a connection was lost: all that is in use is looked at now.
     pub fn resync(&self, backend: &Name) {
         if let Some(line) = self.0.get(backend) {

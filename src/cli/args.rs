@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::cli::relay::Relay;
 use crate::cli::serve::Serve;
 use crate::control::Failure;
 
@@ -310,6 +311,18 @@ secretfs audit --denied --since 1h
         #[arg(long)]
         denied: bool,
     },
+    /// Tell every daemon at once what changes on a Vault or OpenBao server that has no events
+    ///
+    /// Runs beside the server, in the foreground: follows its audit log and publishes which paths were written, and never a
+    /// value, at the brokers of `[signals]` in the config. Each daemon with the same `[signals]` asks for what it has in use.
+    /// Without a broker or a relay changes are seen as before, when they are polled. It needs no token, no identity and no
+    /// store: only this config, and the right to read the audit log. A server stops serving when its only audit device
+    /// does, so give it a `file` one beside a `socket`. With --json each change is printed, too.
+    #[command(after_help = examples("\
+secretfs relay --backend vault --audit-file /var/log/vault/audit.log
+  secretfs relay --backend vault --audit-socket /run/secretfs-relay/audit.sock
+  secretfs relay --backend vault --audit-socket 127.0.0.1:9090"))]
+    Relay(Relay),
     /// Print the completions for a shell
     #[command(after_help = examples("secretfs completions bash > /etc/bash_completion.d/secretfs"))]
     Completions {

@@ -19,6 +19,7 @@ use crate::secret::{Name, SecretPath};
 
 mod backends;
 mod rules;
+mod signals;
 
 /// The longest deadline: a reader that waits cannot be killed meanwhile.
 const MAX_TIMEOUT: Duration = Duration::from_secs(600);
@@ -30,7 +31,7 @@ const MIN_AUDIT_SIZE: u64 = 4096;
 mod keys {
     pub(super) const TOP: &[&str] = &[
         "mount", "runtime", "state", "user", "watch", "manage", "backends", "services", "defaults",
-        "cache", "audit",
+        "cache", "audit", "signals",
     ];
     pub(super) const STORE: &[&str] = &["type", "path", "identity"];
     pub(super) const FILE: &[&str] = &["file"];
@@ -77,6 +78,8 @@ mod keys {
     ];
     pub(super) const RULE: &[&str] = &["uid", "gid", "unit", "container"];
     pub(super) const DEFAULTS: &[&str] = &["source", "allow"];
+    pub(super) const SIGNALS: &[&str] = &["nats"];
+    pub(super) const NATS: &[&str] = &["url", "subject", "ca", "credentials", "token"];
     pub(super) const CACHE: &[&str] = &["ttl", "stale", "timeout"];
     pub(super) const AUDIT: &[&str] = &["path", "on_failure", "max_size", "keep", "detail"];
 }
@@ -134,6 +137,10 @@ fn sections(top: &Section<'_>, file: &Path, accounts: &dyn Accounts) -> Config {
             .get("audit")
             .map(|item| audit(&item))
             .unwrap_or_default(),
+        signals: top
+            .get("signals")
+            .map(|item| signals::signals(&item))
+            .unwrap_or_default(),
     };
     places(top, &config);
     config
@@ -171,6 +178,8 @@ fn places(top: &Section<'_>, config: &Config) {
                 .map(|(key, path)| (format!("`backends.{name}.{key}`"), path)),
         );
     }
+    let signals = signals::files(&config.signals).into_iter();
+    needed.extend(signals.map(|(key, path)| (format!("`signals.{key}`"), path)));
     if let AuditTarget::File(path) = &config.audit.target {
         needed.push(("`audit.path`".to_owned(), path));
     }

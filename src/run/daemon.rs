@@ -290,6 +290,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
             old.backends != new.backends,
         ),
         ("[audit]", old.audit != new.audit),
+        ("[signals]", old.signals != new.signals),
     ];
     changed
         .into_iter()

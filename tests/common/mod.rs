@@ -19,6 +19,7 @@ pub(crate) mod impostor;
 pub(crate) mod kept;
 pub(crate) mod machine;
 pub(crate) mod mounts;
+pub(crate) mod nats;
 pub(crate) mod probe;
 pub(crate) mod proxy;
 pub(crate) mod runtime;

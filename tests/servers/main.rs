@@ -26,6 +26,7 @@ mod leases;
 mod methods;
 mod network;
 mod reading;
+mod relay;
 mod signals;
 mod signing;
 mod trust;

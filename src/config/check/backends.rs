@@ -77,7 +77,7 @@ fn store(item: &Item<'_>) -> Option<BackendConfig> {
 }
 
 /// `{ file = "…" }`
-fn file(item: &Item<'_>, example: &str) -> Option<PathBuf> {
+pub(super) fn file(item: &Item<'_>, example: &str) -> Option<PathBuf> {
     let section = item.section(keys::FILE)?;
     path(&section.need("file", example)?)
 }

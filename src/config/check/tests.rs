@@ -5,6 +5,7 @@ use crate::config::{ConfigErrors, IdSpec, accounts};
 use crate::sys::{Gid, Uid};
 
 mod servers;
+mod signals;
 
 const STORE: &str = "[backends.local]\ntype = \"store\"\npath = \"/s/store.age\"\n";
 
@@ -145,13 +146,14 @@ fn the_example_is_a_config_and_shows_every_key() {
         ("defaults", keys::DEFAULTS),
         ("cache", keys::CACHE),
         ("audit", keys::AUDIT),
+        ("signals", keys::SIGNALS),
     ] {
         let section = at(path);
         for key in keys {
             assert!(section.get(key).is_some(), "{path}.{key}");
         }
     }
-    for key in keys::AUTH {
+    for key in keys::AUTH.iter().chain(keys::NATS) {
         assert!(text.contains(&format!("{key} = ")), "{key}");
     }
     let rules = at("services.billing.allow");

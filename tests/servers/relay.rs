@@ -1,0 +1,239 @@
+//! A server without events, whose changes are told by a relay beside it.
+//!
+//! The daemons may not subscribe to the events that the tests' Vault has, poll for nothing unless a test says so, and keep
+//! values for an hour: what they see they were told.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use secretfs::clock::Clock;
+use serde_json::json;
+
+use crate::common::daemon::{Daemon, Setup};
+use crate::common::folder::Folder;
+use crate::common::kept::Kept;
+use crate::common::machine::{Need, needs};
+use crate::common::nats::Nats;
+use crate::common::probe::{Probe, Who};
+use crate::common::vault::Vault;
+use crate::common::{DEADLINE, eventually};
+use crate::reading::section;
+
+/// A file for a token that may read the records below a folder, and subscribe to nothing.
+fn token(vault: &Vault, name: &str) -> std::path::PathBuf {
+    let rules = ["data", "metadata"]
+        .map(|part| format!("path \"secret/{part}/{name}/*\" {{ capabilities = [\"read\"] }}\n"));
+    vault.policy(name, &rules.concat());
+    let file = vault.at(&format!("token-of-{name}"));
+    fs::write(&file, vault.token(&[name], "1h")).unwrap();
+    file
+}
+
+/// A daemon with a secret `app/x`, which is `x` of the record `a` in the folder `name`; one that its service signs in for
+/// itself to see, which is `own/x`; and their reader, who has seen both.
+fn daemon(vault: &Vault, nats: &Nats, name: &str, poll: &str) -> (Daemon, Probe) {
+    let token = token(vault, name);
+    let services = format!(
+        "{}{}\n[cache]\nttl = \"1h\"\n
+[services.app]\nallow = [{{ uid = 4001 }}]\nsecrets.x = \"vault:secret/{name}/a#x\"
+[services.own]\nallow = [{{ uid = 4001 }}]\nsecrets.x = \"vault:secret/{name}/a#x\"
+auth = {{ method = \"token\", file = \"{}\" }}\n",
+        section(vault, &token, &format!("poll = \"{poll}\"")),
+        nats.section(),
+        token.display(),
+    );
+    let setup = Setup {
+        services: &services,
+        ..Setup::default()
+    };
+    let daemon = setup.start();
+    let reader = daemon.probe(&Who::uid(4001));
+    let connected = || daemon.log().contains("connected to the broker");
+    assert!(eventually(DEADLINE, connected), "{}", daemon.log());
+    (daemon, reader)
+}
+
+#[track_caller]
+fn sees(daemon: &Daemon, reader: &mut Probe, value: &str) {
+    for path in ["app/x", "own/x"] {
+        let shows = || {
+            reader
+                .cat(&daemon.path(path))
+                .is_ok_and(|bytes| bytes == value.as_bytes())
+        };
+        assert!(
+            eventually(DEADLINE, shows),
+            "{path}: {value}: {}",
+            daemon.log()
+        );
+    }
+}
+
+/// A relay, with a config in which there is nothing but the server and the broker.
+struct Relay {
+    process: Kept,
+    folder: Folder,
+}
+
+impl Relay {
+    #[track_caller]
+    fn start(vault: &Vault, nats: &Nats, log: [&str; 2]) -> Self {
+        let folder = Folder::new();
+        let config = section(vault, &vault.at("no-token-at-all"), "") + &nats.section();
+        fs::write(folder.at("config.toml"), config).unwrap();
+        let config = folder.text("config.toml");
+        let mut words = vec![env!("CARGO_BIN_EXE_secretfs"), "--config", &config, "relay"];
+        words.extend(["--json", "--backend", "vault"]);
+        words.extend(log);
+        let process = Kept::start(&folder, Signal::SIGTERM, None, &words);
+        let relay = Self { process, folder };
+        let ready = || relay.log().contains("connected to the broker");
+        assert!(eventually(DEADLINE, ready), "{}", relay.log());
+        relay
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.at("server.log")).unwrap_or_default()
+    }
+}
+
+#[test]
+fn a_change_is_told_to_every_daemon_at_once() {
+    needs!(Need::Vault, Need::Program("nats-server"));
+    let (vault, nats) = (Vault::shared(), Nats::start());
+    vault.put("relayed/a", json!({ "x": "canary one" }));
+    let audit = vault.at("audit.log");
+    let relay = Relay::start(vault, &nats, ["--audit-file", audit.to_str().unwrap()]);
+    let mut daemons = [(); 2].map(|()| {
+        let (daemon, reader) = daemon(vault, &nats, "relayed", "0");
+        // A reader goes before its daemon.
+        (reader, daemon)
+    });
+    for (reader, daemon) in &mut daemons {
+        sees(daemon, reader, "canary one");
+    }
+    // What each looks at after it has connected is over.
+    std::thread::sleep(Duration::from_secs(3));
+    let clock = Clock::default();
+    let mut slowest = Duration::ZERO;
+    for round in 0..10 {
+        let value = format!("canary {round}");
+        vault.put("relayed/a", json!({ "x": value }));
+        let written = clock.now();
+        for (reader, daemon) in &mut daemons {
+            sees(daemon, reader, &value);
+        }
+        slowest = slowest.max(clock.now() - written);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("two daemons saw a change after at most {slowest:?}");
+    vault.delete("relayed/a");
+    for (reader, daemon) in &mut daemons {
+        let gone = || reader.cat(&daemon.path("app/x")) == Err(nix::errno::Errno::ENOENT);
+        assert!(eventually(DEADLINE, gone), "{}", daemon.log());
+    }
+    let told = relay.log();
+    assert!(
+        told.contains(r#"{"backend":"vault","path":"secret/relayed/a","version":"2"}"#),
+        "{told}"
+    );
+    assert!(!told.contains("canary") && !nats.log().contains("canary"));
+    assert!(relay.process.runs());
+}
+
+#[test]
+fn what_was_missed_while_the_broker_was_away_is_polled() {
+    needs!(Need::Vault, Need::Program("nats-server"));
+    let (vault, mut nats) = (Vault::shared(), Nats::start());
+    vault.put("missed/a", json!({ "x": "one" }));
+    let audit = vault.at("audit.log");
+    let relay = Relay::start(vault, &nats, ["--audit-file", audit.to_str().unwrap()]);
+    let (polling, mut reader) = daemon(vault, &nats, "missed", "1s");
+    let (silent, mut other) = daemon(vault, &nats, "missed", "0");
+    sees(&polling, &mut reader, "one");
+    sees(&silent, &mut other, "one");
+    nats.kill();
+    let lost = |log: String| log.contains("the broker cannot be reached");
+    assert!(eventually(DEADLINE, || lost(silent.log()) && lost(relay.log())));
+    vault.put("missed/a", json!({ "x": "two" }));
+    sees(&polling, &mut reader, "two");
+    assert_eq!(other.cat(&silent.path("app/x")).unwrap(), b"one");
+    nats.run();
+    sees(&silent, &mut other, "two");
+    let back = || relay.log().matches("connected to the broker").count() == 2;
+    assert!(eventually(DEADLINE, back), "{}", relay.log());
+    vault.put("missed/a", json!({ "x": "three" }));
+    sees(&silent, &mut other, "three");
+    for log in [silent.log(), relay.log()] {
+        assert_eq!(
+            log.matches("the broker cannot be reached").count(),
+            1,
+            "{log}"
+        );
+        assert_eq!(log.matches("connected to the broker").count(), 2, "{log}");
+    }
+}
+
+#[test]
+fn a_broker_that_lets_nobody_in_costs_nothing_but_the_poll() {
+    needs!(Need::Vault, Need::Program("nats-server"));
+    let (vault, nats) = (Vault::shared(), Nats::start());
+    vault.put("shut/a", json!({ "x": "one" }));
+    let file = nats.at("wrong");
+    fs::write(&file, "wrong-token").unwrap();
+    let token = token(vault, "shut");
+    let services = format!(
+        "{}{}[services.app]\nallow = [{{ uid = 4001 }}]\nsecrets.x = \"vault:secret/shut/a#x\"\n",
+        section(vault, &token, "poll = \"1s\""),
+        nats.section_with(&file),
+    );
+    let setup = Setup {
+        services: &services,
+        ..Setup::default()
+    };
+    let daemon = setup.start();
+    let mut reader = daemon.probe(&Who::uid(4001));
+    let mut sees = |value: &str| {
+        let shows = || {
+            reader
+                .cat(&daemon.path("app/x"))
+                .is_ok_and(|bytes| bytes == value.as_bytes())
+        };
+        assert!(eventually(DEADLINE, shows), "{value}: {}", daemon.log());
+    };
+    sees("one");
+    vault.put("shut/a", json!({ "x": "two" }));
+    sees("two");
+    let said = || daemon.log().contains("lets nobody in");
+    assert!(eventually(DEADLINE, said), "{}", daemon.log());
+    assert!(!daemon.log().contains("wrong-token"));
+}
+
+#[test]
+fn the_audit_log_may_be_rotated_and_may_be_a_socket() {
+    needs!(Need::Vault, Need::Program("nats-server"));
+    let (vault, nats) = (Vault::start(), Nats::start());
+    vault.put("rotated/a", json!({ "x": "one" }));
+    let audit = vault.at("audit.log");
+    let by_file = Relay::start(&vault, &nats, ["--audit-file", audit.to_str().unwrap()]);
+    let (daemon, mut reader) = daemon(&vault, &nats, "rotated", "0");
+    sees(&daemon, &mut reader, "one");
+    fs::rename(&audit, vault.at("audit.log.1")).unwrap();
+    vault.put("rotated/a", json!({ "x": "two" }));
+    sees(&daemon, &mut reader, "two");
+    kill(Pid::from_raw(vault.pid().unwrap()), Signal::SIGHUP).unwrap();
+    assert!(eventually(DEADLINE, || audit.exists()));
+    vault.put("rotated/a", json!({ "x": "three" }));
+    sees(&daemon, &mut reader, "three");
+    drop(by_file);
+    let socket = vault.at("audit.sock");
+    let place = socket.to_str().unwrap();
+    let _by_socket = Relay::start(&vault, &nats, ["--audit-socket", place]);
+    let device =
+        json!({ "type": "socket", "options": { "address": place, "socket_type": "unix" } });
+    vault.call("PUT", "sys/audit/socket", device);
+    vault.put("rotated/a", json!({ "x": "four" }));
+    sees(&daemon, &mut reader, "four");
+}
