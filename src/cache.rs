@@ -30,8 +30,12 @@
 //!     secrets that have shown it are taken away, or the daemon stops for good ([`Cache::end`]), it is revoked.
 //! 13. That nothing is at a place is remembered for 5 seconds, or for the TTL if that is shorter; not of a backend that
 //!     announces its changes, and a refusal never is. Rules 5 and 9 go past it.
+//! 14. A backend that could not be reached, or did not answer in time, five times in a row is left alone for a second, then for
+//!     twice as long each time up to 30 seconds, but never for longer than the TTL; after that one question finds out
+//!     whether it is back. Meanwhile whatever would ask it fails at once, a refresh too. While a backend is known to be
+//!     down, an old value that may stand in (rule 4) is given at once, and nobody waits for the question that is asked.
 //!
-//! Lists of names follow rules 1, 2, 3 and 5. While a backend cannot be reached the list that it last gave stands in,
+//! Lists of names follow rules 1, 2, 3, 5 and 14. While a backend cannot be reached the list that it last gave stands in,
 //! however old: it shows no value, and without it nobody would come as far as rule 4.
 
 use std::collections::HashMap;
@@ -190,6 +194,15 @@ impl Cache {
                 stale: false,
             }));
         }
+        // Whom nobody would ask need not be waited for.
+        let now = self.clock.now();
+        let alone = |backend: &Name| self.health.is_alone(backend, now);
+        if let Some(generation) = self.stands_in(path, binding, alone) {
+            return Answer::Ready(Ok(Served {
+                generation,
+                stale: true,
+            }));
+        }
         let (cache, path, binding) = (Arc::clone(self), path.clone(), Arc::clone(binding));
         Answer::Pending(Box::pin(async move { cache.fetch(path, binding).await }))
     }
@@ -290,15 +303,27 @@ impl Cache {
 
     /// Joins the fetch that is under way, or begins one, and waits for it until the deadline.
     async fn fetch(self: Arc<Self>, path: SecretPath, binding: Arc<Binding>) -> Fetch {
-        let landed = match self.join(&path, &binding) {
+        let (landed, begun) = match self.join(&path, &binding) {
             Joined::Young(generation) => {
                 return Ok(Served {
                     generation,
                     stale: false,
                 });
             }
-            Joined::Flight(landed) => landed,
+            Joined::Flight(landed) => (landed, false),
+            Joined::Begun(landed) => (landed, true),
         };
+        // It is known to be down: to find out whether it is back is not for readers to wait for.
+        let down = |backend: &Name| self.health.is_down(backend);
+        if let Some(generation) = self.stands_in(&path, &binding, down) {
+            if begun {
+                self.await_news(landed, path, generation.number);
+            }
+            return Ok(Served {
+                generation,
+                stale: true,
+            });
+        }
         let fetched = wait(landed, self.times().timeout).await;
         match fetched {
             Err(BackendError::Unreachable(_) | BackendError::Timeout(_)) => {
@@ -324,10 +349,10 @@ impl Cache {
         if let Some(generation) = state.young(path, binding, now, ttl) {
             return Joined::Young(generation);
         }
-        Joined::Flight(match state.flights.join(path, binding) {
-            Some(landed) => landed,
-            None => self.begin(state, path, binding, false),
-        })
+        match state.flights.join(path, binding) {
+            Some(landed) => Joined::Flight(landed),
+            None => Joined::Begun(self.begin(state, path, binding, false)),
+        }
     }
 
     /// Begins a fetch, which all who come from now on may join. If it asks `anew`, no record will do that was asked for
@@ -453,6 +478,51 @@ impl Cache {
             .then(|| Arc::clone(&kept.generation))
     }
 
+    /// The old value that is given at once where one of those who would be asked for a new one is `gone` (rule 14).
+    fn stands_in(
+        &self,
+        path: &SecretPath,
+        binding: &Binding,
+        gone: impl Fn(&Name) -> bool,
+    ) -> Option<Arc<Generation>> {
+        let generation = self.stale(path, binding)?;
+        let references = &binding.references;
+        let last = references
+            .iter()
+            .position(|one| *one == generation.reference)?;
+        let (ttl, now) = (self.times().ttl, self.clock.now());
+        let state = self.state();
+        // What another secret had fetched lately is there.
+        let asked = |reference: &&Reference| {
+            let key = records::key(reference);
+            state.records.find(&key, Since::Young, now, ttl).is_none()
+        };
+        let mut asked = references.iter().take(last + 1).filter(asked);
+        asked
+            .any(|reference| gone(&reference.backend))
+            .then_some(generation)
+    }
+
+    /// Nobody waits for what is on its way. If it is another generation than `shown`, or none, that is told.
+    fn await_news(
+        self: &Arc<Self>,
+        landed: watch::Receiver<Option<Fetch>>,
+        path: SecretPath,
+        shown: u64,
+    ) {
+        let cache = Arc::clone(self);
+        tokio::spawn(async move {
+            let news = match wait(landed, cache.times().timeout).await {
+                Ok(served) => served.generation.number != shown,
+                Err(error) => matches!(error, BackendError::Absent(_)),
+            };
+            if news {
+                cache.state().overtaken.insert(path);
+                cache.overtaken.notify_one();
+            }
+        });
+    }
+
     /// How long a value is served without asking again.
     #[must_use]
     pub fn ttl(&self) -> Duration {
@@ -475,6 +545,8 @@ enum Joined {
     Young(Arc<Generation>),
     /// It is on its way.
     Flight(watch::Receiver<Option<Fetch>>),
+    /// It is on its way from now on.
+    Begun(watch::Receiver<Option<Fetch>>),
 }
 
 /// What was found is not to be taken.

@@ -460,6 +460,14 @@ impl Records {
     }
 }
 
+/// Under which name the record is held that `reference` is about.
+pub(super) fn key(reference: &Reference) -> Reference {
+    Reference {
+        field: None,
+        ..reference.clone()
+    }
+}
+
 /// `new` with the bytes of `old`, which are the same.
 fn same_bytes(old: &Record, new: Arc<Record>) -> Arc<Record> {
     match (&old.content, &new.content) {

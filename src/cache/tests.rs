@@ -11,6 +11,7 @@ use crate::secret::MAX_VALUE;
 
 mod earlier;
 mod leases;
+mod outages;
 mod records;
 mod refresh;
 

@@ -1,0 +1,106 @@
+//! Rule 14.
+
+use super::*;
+
+#[tokio::test]
+async fn rule_14_a_backend_that_fails_again_and_again_is_left_alone_for_a_while() {
+    let bench = Bench::new();
+    bench.a.weather(Weather::Down);
+    for _ in 0..5 {
+        bench.x().await.unwrap_err();
+    }
+    assert_eq!(bench.a.reads(), 5);
+    let alone = |error: BackendError| {
+        let text = error.to_string();
+        assert!(matches!(error, BackendError::Unreachable(_)), "{text}");
+        assert!(text.contains("is not asked again for"), "{text}");
+    };
+    alone(bench.x().await.unwrap_err());
+    alone(bench.refresh().wait().await.unwrap_err());
+    let version = Version::new("1");
+    let earlier = bench.cache.version(&path(), &binding(&["a:s/x"]), &version);
+    alone(earlier.wait().await.unwrap_err());
+    alone(bench.cache.names(&name("a"), "s").wait().await.unwrap_err());
+    assert_eq!((bench.a.reads(), bench.a.lists()), (5, 0));
+    // The other one has nothing to do with it.
+    assert_eq!(text(&bench.get(&["b:s/y"]).await), "first");
+    bench.clock.advance(SECOND);
+    bench.x().await.unwrap_err();
+    assert_eq!(bench.a.reads(), 6);
+    bench.a.weather(Weather::Fine);
+    bench.clock.advance(SECOND);
+    alone(bench.x().await.unwrap_err());
+    bench.clock.advance(SECOND);
+    assert_eq!(text(&bench.x().await), "one");
+    assert_eq!(text(&bench.refresh().wait().await), "one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_14_in_an_outage_nobody_waits_who_may_have_an_old_value() {
+    let bench = Bench::new();
+    let one = number(&bench.x().await);
+    bench.clock.advance(TTL);
+    bench.a.weather(Weather::Silent);
+    let began = tokio::time::Instant::now();
+    // Who comes first cannot know.
+    assert!(bench.x().await.unwrap().stale);
+    assert_eq!(began.elapsed(), TIMEOUT);
+    let mut reads = bench.a.reads();
+    for round in 0..20 {
+        let began = tokio::time::Instant::now();
+        for served in join_all((0..100).map(|_| bench.x())).await {
+            let served = served.unwrap();
+            assert!(served.stale && served.generation.number == one);
+        }
+        assert_eq!(began.elapsed(), Duration::ZERO, "{round}");
+        // All of them are one question at most.
+        assert!(bench.a.reads() <= reads + 1, "{round}");
+        reads = bench.a.reads();
+        tokio::time::sleep(TIMEOUT + SECOND).await;
+        bench.clock.advance(SECOND);
+    }
+    // When it is back the one who asked is not waited for, and whoever watches is told.
+    bench.a.put("s/x", "two");
+    bench.a.weather(Weather::Fine);
+    bench.clock.advance(31 * SECOND);
+    assert_eq!(text(&bench.x().await), "one");
+    assert_eq!(bench.cache.overtaken().await, [path()]);
+    assert_eq!(text(&bench.x().await), "two");
+}
+
+#[tokio::test]
+async fn rule_14_no_longer_than_rule_4_allows_nor_after_a_no() {
+    let bench = Bench::new();
+    bench.x().await.unwrap();
+    bench.clock.advance(TTL);
+    bench.a.weather(Weather::Down);
+    for _ in 0..7 {
+        assert!(bench.x().await.unwrap().stale);
+        settle().await;
+    }
+    assert_eq!(bench.a.reads(), 6);
+    bench.clock.advance(STALE);
+    bench.x().await.unwrap_err();
+
+    for refused in [true, false] {
+        let bench = Bench::new();
+        bench.x().await.unwrap();
+        bench.clock.advance(TTL);
+        bench.a.weather(Weather::Down);
+        assert!(bench.x().await.unwrap().stale);
+        match refused {
+            true => bench.a.weather(Weather::Refusing),
+            false => {
+                bench.a.weather(Weather::Fine);
+                bench.a.remove("s/x");
+            }
+        }
+        // This is the question by which it is found out.
+        assert!(bench.x().await.unwrap().stale);
+        settle().await;
+        bench.a.weather(Weather::Down);
+        bench.x().await.unwrap_err();
+        let told = bench.cache.take_overtaken();
+        assert_eq!(told.contains(&path()), !refused);
+    }
+}
