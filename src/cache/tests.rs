@@ -105,6 +105,29 @@ async fn settle() {
     }
 }
 
+#[test]
+fn each_rule_has_its_tests() {
+    let rules = include_str!("../cache.rs");
+    let tests = [
+        include_str!("tests.rs"),
+        include_str!("tests/earlier.rs"),
+        include_str!("tests/leases.rs"),
+        include_str!("tests/outages.rs"),
+        include_str!("tests/records.rs"),
+        include_str!("tests/refresh.rs"),
+    ]
+    .concat();
+    let stated = |number: u32| rules.contains(&format!("\n//! {number}. "));
+    let count = (1..).take_while(|number| stated(*number)).count();
+    assert_eq!(count, 16);
+    for number in 1..=count {
+        assert!(
+            tests.contains(&format!("fn rule_{number}_")),
+            "rule {number}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn rule_1_a_value_is_asked_for_again_after_the_ttl_or_an_announcement() {
     let bench = Bench::new();

@@ -1,4 +1,4 @@
-//! Rule 14.
+//! Rules 14 to 16: a backend's peace.
 
 use super::*;
 
@@ -103,4 +103,70 @@ async fn rule_14_no_longer_than_rule_4_allows_nor_after_a_no() {
         let told = bench.cache.take_overtaken();
         assert_eq!(told.contains(&path()), !refused);
     }
+}
+
+#[tokio::test]
+async fn rule_15_ttls_vary_by_a_tenth_and_always_the_same() {
+    let ends = async |seed| {
+        let mut bench = Bench::new();
+        let cache = Arc::into_inner(bench.cache).unwrap();
+        bench.cache = Arc::new(cache.with_jitter(seed));
+        let paths: Vec<SecretPath> = (0..100)
+            .map(|index| format!("s/v{index}").parse().unwrap())
+            .collect();
+        let fresh = |path: &SecretPath| {
+            let binding = binding(&[&format!("a:{path}")]);
+            bench.cache.fresh(path, &binding).is_some()
+        };
+        for path in &paths {
+            bench.a.put(&path.to_string(), "v");
+            let binding = binding(&[&format!("a:{path}")]);
+            bench.cache.get(path, &binding).wait().await.unwrap();
+        }
+        let mut ends = vec![0; paths.len()];
+        for second in 1..=70 {
+            bench.clock.advance(SECOND);
+            for (path, end) in paths.iter().zip(&mut ends) {
+                if *end == 0 && !fresh(path) {
+                    *end = second;
+                }
+            }
+        }
+        ends
+    };
+    let one = ends(1).await;
+    assert!(one.iter().all(|end| (54..=66).contains(end)), "{one:?}");
+    let mut moments = one.clone();
+    moments.sort_unstable();
+    moments.dedup();
+    assert!(moments.len() >= 10, "{moments:?}");
+    assert_eq!(one, ends(1).await);
+    assert_ne!(one, ends(2).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_16_no_backend_is_asked_more_at_the_same_time() {
+    let bench = Bench::new();
+    let count = SLOTS + 10;
+    bench.a.hold();
+    let readers: Vec<_> = (0..count)
+        .map(|index| {
+            let place = format!("s/v{index}");
+            bench.a.put(&place, "v");
+            let binding = binding(&[&format!("a:{place}")]);
+            tokio::spawn(bench.cache.get(&place.parse().unwrap(), &binding).wait())
+        })
+        .collect();
+    settle().await;
+    assert_eq!(bench.a.reads(), SLOTS);
+    // Another backend has its own.
+    assert_eq!(text(&bench.get(&["b:s/y"]).await), "first");
+    bench.a.let_go(0);
+    settle().await;
+    assert_eq!(bench.a.reads(), SLOTS + 1);
+    // Who waits for his turn waits no longer than for an answer.
+    let ended = join_all(readers).await;
+    let answered = ended.iter().filter(|fetch| fetch.as_ref().unwrap().is_ok());
+    assert_eq!(answered.count(), 1);
+    assert!(bench.a.reads() <= count);
 }
