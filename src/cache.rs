@@ -1,6 +1,17 @@
 //! What was fetched, for as long as it may be shown.
 //!
-//! The rules, each with its test below:
+//! The rules. The tests of each are called `rule_<number>_…`, and one sees to it that none is without:
+//!
+//! | rule | about | rule | about |
+//! |---|---|---|---|
+//! | 1 | the TTL | 9 | a refresh |
+//! | 2 | single flight | 10 | earlier values |
+//! | 3 | the deadline | 11 | records and their fields |
+//! | 4 | stale values, and when there are none | 12 | leases |
+//! | 5 | invalidations and revocations | 13 | absence |
+//! | 6 | the numbers of generations | 14 | outages |
+//! | 7 | the budget of memory | 15 | jitter |
+//! | 8 | several references | 16 | how much a backend is asked at once |
 //!
 //! 1. A value is served without asking for the TTL; from a backend that announces its changes, until it does.
 //! 2. Any number of readers of one cold secret cause one fetch (single flight).
@@ -30,8 +41,16 @@
 //!     secrets that have shown it are taken away, or the daemon stops for good ([`Cache::end`]), it is revoked.
 //! 13. That nothing is at a place is remembered for 5 seconds, or for the TTL if that is shorter; not of a backend that
 //!     announces its changes, and a refusal never is. Rules 5 and 9 go past it.
+//! 14. A backend that could not be reached, or did not answer in time, five times in a row is left alone for a second, then for
+//!     twice as long each time up to 30 seconds, but never for longer than the TTL; after that one question finds out
+//!     whether it is back. Meanwhile whatever would ask it fails at once, a refresh too. While a backend is known to be
+//!     down, an old value that may stand in (rule 4) is given at once, and nobody waits for the question that is asked.
+//! 15. TTLs vary by a tenth from place to place, so that what was fetched at the same moment, by this machine or by a fleet of
+//!     them, is not asked for again at the same moment ([`Cache::with_jitter`]).
+//! 16. A backend is asked at most [`SLOTS`] questions at the same time. Others wait for their turn, within their deadline, and if
+//!     it passes that is no failure of the backend's.
 //!
-//! Lists of names follow rules 1, 2, 3 and 5. While a backend cannot be reached the list that it last gave stands in,
+//! Lists of names follow rules 1, 2, 3, 5, 14 and 16. While a backend cannot be reached the list that it last gave stands in,
 //! however old: it shows no value, and without it nobody would come as far as rule 4.
 
 use std::collections::HashMap;
@@ -39,7 +58,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::backend::{Backend, BackendError, Reference, Version};
 use crate::clock::Clock;
@@ -49,6 +68,7 @@ use crate::secret::{Name, SecretBytes, SecretPath};
 mod answer;
 mod ask;
 mod earlier;
+mod fetching;
 mod flights;
 mod health;
 mod leases;
@@ -66,14 +86,15 @@ pub use answer::Answer;
 pub use names::Names;
 pub use used::Cached;
 
-use ask::Found;
 use health::Health;
 use names::Folder;
-use records::Since;
-use state::{Arrival, Kept, State};
+use state::{Kept, State};
 
 /// How many bytes of values are kept.
 pub const BUDGET: usize = 128 << 20;
+
+/// How many questions a backend is asked at the same time.
+pub const SLOTS: usize = 64;
 
 /// One value of a secret as it is shown: immutable, shared by all who have it open.
 #[derive(Debug)]
@@ -130,6 +151,10 @@ pub struct Cache {
     clock: Clock,
     state: Mutex<State>,
     health: Health,
+    /// How many questions each backend may be asked at the same time (rule 16).
+    slots: HashMap<Name, Semaphore>,
+    /// What the jitter of TTLs comes from; none without it.
+    jitter: Option<u64>,
     /// Wakes who waits for secrets that were overtaken.
     overtaken: Notify,
     /// Wakes who tends the leases.
@@ -159,6 +184,8 @@ impl Cache {
         epoch: u32,
         clock: Clock,
     ) -> Self {
+        let slot = |backend: &Name| (backend.clone(), Semaphore::new(SLOTS));
+        let slots = backends.keys().map(slot).collect();
         let tending = Arc::new(Notify::new());
         let state = State::new(u64::from(epoch) << 32, Arc::clone(&tending));
         Self {
@@ -167,6 +194,8 @@ impl Cache {
             clock,
             state: Mutex::new(state),
             health: Health::default(),
+            slots,
+            jitter: None,
             overtaken: Notify::new(),
             tending,
         }
@@ -176,6 +205,14 @@ impl Cache {
     #[must_use]
     pub fn with_events(mut self, events: Events) -> Self {
         self.health.events = events;
+        self
+    }
+
+    /// The same, with the TTL of each record up to a tenth longer or shorter (rule 15). Which it is comes from the `seed` and from
+    /// where the record is: with a seed of its own each machine of a fleet asks at other moments.
+    #[must_use]
+    pub fn with_jitter(mut self, seed: u64) -> Self {
+        self.jitter = Some(seed);
         self
     }
 
@@ -190,6 +227,15 @@ impl Cache {
             return Answer::Ready(Ok(Served {
                 generation,
                 stale: false,
+            }));
+        }
+        // Whom nobody would ask need not be waited for.
+        let now = self.clock.now();
+        let alone = |backend: &Name| self.health.is_alone(backend, now);
+        if let Some(generation) = self.stands_in(path, binding, alone) {
+            return Answer::Ready(Ok(Served {
+                generation,
+                stale: true,
             }));
         }
         let (cache, path, binding) = (Arc::clone(self), path.clone(), Arc::clone(binding));
@@ -293,172 +339,6 @@ impl Cache {
         &self.backends
     }
 
-    /// Joins the fetch that is under way, or begins one, and waits for it until the deadline.
-    async fn fetch(self: Arc<Self>, path: SecretPath, binding: Arc<Binding>) -> Fetch {
-        let landed = match self.join(&path, &binding) {
-            Joined::Young(generation) => {
-                return Ok(Served {
-                    generation,
-                    stale: false,
-                });
-            }
-            Joined::Flight(landed) => landed,
-        };
-        let fetched = wait(landed, self.times().timeout).await;
-        match fetched {
-            Err(BackendError::Unreachable(_) | BackendError::Timeout(_)) => {
-                match self.stale(&path, &binding) {
-                    Some(generation) => Ok(Served {
-                        generation,
-                        stale: true,
-                    }),
-                    None => fetched,
-                }
-            }
-            Ok(_)
-            | Err(BackendError::Absent(_) | BackendError::Refused(_) | BackendError::Unusable(_)) => {
-                fetched
-            }
-        }
-    }
-
-    fn join(self: &Arc<Self>, path: &SecretPath, binding: &Arc<Binding>) -> Joined {
-        let (ttl, now) = (self.times().ttl, self.clock.now());
-        let mut state = self.state();
-        // A flight may have landed since the reader was told to wait (rule 2).
-        if let Some(generation) = state.young(path, binding, now, ttl) {
-            return Joined::Young(generation);
-        }
-        Joined::Flight(match state.flights.join(path, binding) {
-            Some(landed) => landed,
-            None => self.begin(state, path, binding, false),
-        })
-    }
-
-    /// Begins a fetch, which all who come from now on may join. If it asks `anew`, no record will do that was asked for
-    /// before.
-    fn begin(
-        self: &Arc<Self>,
-        mut state: MutexGuard<'_, State>,
-        path: &SecretPath,
-        binding: &Arc<Binding>,
-        anew: bool,
-    ) -> watch::Receiver<Option<Fetch>> {
-        let (flight, land) = state.begin();
-        let (number, landed) = (flight.number, land.subscribe());
-        state.flights.add(path, binding, flight);
-        drop(state);
-        let since = match anew {
-            true => Since::After(number),
-            false => Since::Young,
-        };
-        let (cache, path, binding) = (Arc::clone(self), path.clone(), Arc::clone(binding));
-        // A task of its own, so that one reader's deadline or death does not take the others' answer away.
-        tokio::spawn(async move {
-            let fetch = cache.fly(&path, &binding, number, since).await;
-            land.send_replace(Some(fetch));
-        });
-        landed
-    }
-
-    /// Asks until what was found can be taken, or the deadline passes.
-    async fn fly(
-        self: &Arc<Self>,
-        path: &SecretPath,
-        binding: &Arc<Binding>,
-        mut number: u64,
-        mut since: Since,
-    ) -> Fetch {
-        let timeout = self.times().timeout;
-        let flying = async {
-            loop {
-                let found = self.find(path, binding, since).await;
-                match self.land(path, binding, number, found) {
-                    Ok(fetch) => return fetch,
-                    Err(Again::Anew(as_number)) => {
-                        number = as_number;
-                        since = Since::After(number);
-                    }
-                    Err(Again::Overtaken) => {}
-                }
-            }
-        };
-        match tokio::time::timeout(timeout, flying).await {
-            Ok(fetch) => fetch,
-            Err(_) => {
-                self.state().flights.remove(path, number);
-                Err(too_late(timeout))
-            }
-        }
-    }
-
-    /// Takes what a flight brought, unless something changed while it was under way.
-    fn land(
-        &self,
-        path: &SecretPath,
-        binding: &Arc<Binding>,
-        number: u64,
-        found: Found,
-    ) -> Result<Fetch, Again> {
-        let mut state = self.state();
-        let overtaken = |record| state.records.is_overtaken(record);
-        if state.flights.crossed(path, number).is_some()
-            && found.consulted.iter().any(|record| overtaken(record))
-        {
-            return Err(Again::Overtaken);
-        }
-        let ours = match state.arrive(path, number, &found.cut) {
-            Arrival::Counts => true,
-            Arrival::Forgotten => false,
-            Arrival::Again(as_number) => return Err(Again::Anew(as_number)),
-        };
-        let since = found.since();
-        let mut cut = match found.cut {
-            Ok(cut) => cut,
-            Err(error) => {
-                if ours && matches!(error, BackendError::Absent(_) | BackendError::Refused(_)) {
-                    state.drop_value(path);
-                }
-                return Ok(Err(error));
-            }
-        };
-        let number = state.shown_number(path, &cut.version, &cut.reference, number, ours);
-        let forever = self.is_announced(binding, &cut.reference);
-        if ours && let Some(record) = state.records.same(&cut.record) {
-            cut = cut.on_same(record);
-        }
-        let record = Arc::clone(&cut.record);
-        let generation = cut.generation(number);
-        // Who asked before the invalidation may have this value; it must not stay for those who come after (rule 5).
-        if ours {
-            let kept = Kept {
-                generation: Arc::clone(&generation),
-                binding: Arc::clone(binding),
-                fetched: since.unwrap_or(record.fetched),
-                asked: self.clock.now(),
-                record,
-                forever,
-            };
-            state.keep(path, kept);
-        }
-        Ok(Ok(Served {
-            generation,
-            stale: false,
-        }))
-    }
-
-    fn stale(&self, path: &SecretPath, binding: &Binding) -> Option<Arc<Generation>> {
-        let ttl = self.times().ttl;
-        let state = self.state();
-        let kept = state
-            .values
-            .peek(path)
-            .filter(|kept| kept.binding.references == binding.references)?;
-        let longest = ttl.saturating_add(binding.stale);
-        kept.may_be_stale(self.clock.now(), longest)
-            .then(|| Arc::clone(&kept.generation))
-    }
-
     /// How long a value is served without asking again.
     #[must_use]
     pub fn ttl(&self) -> Duration {
@@ -473,22 +353,6 @@ impl Cache {
         // Nothing panics while it holds the lock; if it did, the state would still be whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What a reader finds who has to be given a value.
-enum Joined {
-    /// It is there by now.
-    Young(Arc<Generation>),
-    /// It is on its way.
-    Flight(watch::Receiver<Option<Fetch>>),
-}
-
-/// What was found is not to be taken.
-enum Again {
-    /// Ask once more, as this number.
-    Anew(u64),
-    /// There is a newer record by now.
-    Overtaken,
 }
 
 /// Waits for what is under way, until the deadline (rule 3).

@@ -339,6 +339,10 @@ impl Wired {
             backends.insert(name, Arc::new(vault));
         }
         let cache = Cache::new(backends, times(config), epoch, clock.clone());
+        let mut seed = [0; 8];
+        aws_lc_rs::rand::fill(&mut seed)
+            .map_err(|_| RunError::system("randomness")(io::Error::other("there is none")))?;
+        let cache = cache.with_jitter(u64::from_ne_bytes(seed));
         let cache = Arc::new(cache.with_events(events));
         let catalogue = Catalogue::new(config, &System);
         let tree = Tree::new(catalogue, access, Arc::clone(&cache), clock.timestamp());

@@ -109,8 +109,9 @@ impl Cache {
             let Some(asked) = with(reference, version) else {
                 continue;
             };
-            let found = self.backend(&asked)?.read(&asked).await;
-            self.health.heard(&asked.backend, &found);
+            let backend = self.backend(&asked)?;
+            let found = self.ask_in_time(&asked.backend, || backend.read(&asked));
+            let found = found.await;
             match found.and_then(|fetched| self.fit(&asked, fetched)) {
                 Ok(fetched) => return Ok((reference.clone(), fetched)),
                 Err(error @ BackendError::Absent(_)) => absent = error,
@@ -122,10 +123,9 @@ impl Cache {
 
     /// What was at `reference` before `current`.
     pub(super) async fn find_before(&self, reference: &Reference, current: &Version) -> Earlier {
-        let fetched = self
-            .backend(reference)?
-            .previous(reference, current)
-            .await?;
+        let backend = self.backend(reference)?;
+        let reading = || backend.previous(reference, current);
+        let fetched = self.ask_in_time(&reference.backend, reading).await?;
         Ok((reference.clone(), self.fit(reference, fetched)?))
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::state::State;
-use super::{Answer, Cache, too_late, wait};
+use super::{Answer, Cache, wait};
 use crate::backend::{Backend, BackendError};
 use crate::secret::Name;
 
@@ -98,18 +98,11 @@ impl Cache {
         drop(state);
         let (cache, folder) = (Arc::clone(self), folder.clone());
         tokio::spawn(async move {
-            let timeout = cache.times().timeout;
-            let asked = async {
-                match &folder.folder {
-                    Some(folder) => backend.list(folder).await,
-                    None => backend.folders().await,
-                }
+            let question = async || match &folder.folder {
+                Some(folder) => backend.list(folder).await,
+                None => backend.folders().await,
             };
-            let listed = match tokio::time::timeout(timeout, asked).await {
-                Ok(listed) => listed,
-                Err(_) => Err(too_late(timeout)),
-            };
-            cache.health.heard(&folder.backend, &listed);
+            let listed = cache.ask_in_time(&folder.backend, question).await;
             let listed = cache.land_list(&folder, number, listed);
             land.send_replace(Some(listed));
         });

@@ -1,5 +1,7 @@
 //! Fetching records: one flight for each, whoever wants a field of it.
 
+use std::future::Future;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
@@ -8,9 +10,9 @@ use tokio::sync::watch;
 use super::leases::Leased;
 use super::records::{Answer, Content, Landing, Record, Since};
 use super::state::State;
-use super::{Cache, given_up, too_late};
+use super::{Cache, given_up, records, too_late};
 use crate::backend::{Backend, BackendError, Fetched, Reference};
-use crate::secret::{MAX_VALUE, SecretPath};
+use crate::secret::{MAX_VALUE, Name, SecretPath};
 
 impl Cache {
     /// What is at `reference`, for `path`. It ends by the deadline of the flight that it waits for.
@@ -23,10 +25,7 @@ impl Cache {
         since: Since,
         path: &SecretPath,
     ) -> Answer {
-        let key = Arc::new(Reference {
-            field: None,
-            ..reference.clone()
-        });
+        let key = Arc::new(records::key(reference));
         let backend = Arc::clone(self.backend(&key)?);
         let mut landed = {
             let (ttl, now) = (self.times().ttl, self.clock.now());
@@ -95,11 +94,13 @@ impl Cache {
         mut number: u64,
     ) -> Answer {
         let timeout = self.times().timeout;
+        let mut asking = false;
         let flying = async {
             loop {
                 let asked = self.clock.now();
-                let fetched = backend.read(key).await;
-                self.health.heard(&key.backend, &fetched);
+                let fetched = self
+                    .ask(&key.backend, &mut asking, || backend.read(key))
+                    .await;
                 let forever = backend.announces_changes();
                 let answer = self.recorded(key, (number, asked), forever, fetched);
                 match self.land_record(key, number, answer) {
@@ -113,10 +114,65 @@ impl Cache {
             Err(_) => {
                 self.state().records.remove(key, number);
                 let error = too_late(timeout);
-                self.health.down(&key.backend, &error);
-                Err(error)
+                let late = Err(error);
+                if asking {
+                    self.heard(&key.backend, &late);
+                }
+                late
             }
         }
+    }
+
+    /// Has a backend asked, unless it is left alone, and notes how it answers. Who gives up meanwhile has to say so: then
+    /// `asking` is true.
+    pub(super) async fn ask<T, F>(
+        &self,
+        backend: &Name,
+        asking: &mut bool,
+        question: impl FnOnce() -> F,
+    ) -> Result<T, BackendError>
+    where
+        F: Future<Output = Result<T, BackendError>>,
+    {
+        let timeout = self.times().timeout;
+        let _slot = match self.slots.get(backend) {
+            Some(slots) => slots.acquire().await.ok(),
+            None => None,
+        };
+        self.health.admit(backend, self.clock.now(), timeout)?;
+        *asking = true;
+        let answer = question().await;
+        *asking = false;
+        self.heard(backend, &answer);
+        answer
+    }
+
+    /// The same, within the deadline.
+    pub(super) async fn ask_in_time<T, F>(
+        &self,
+        backend: &Name,
+        question: impl FnOnce() -> F,
+    ) -> Result<T, BackendError>
+    where
+        F: Future<Output = Result<T, BackendError>>,
+    {
+        let (timeout, mut asking) = (self.times().timeout, false);
+        let asked = self.ask(backend, &mut asking, question);
+        match tokio::time::timeout(timeout, asked).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let late = Err(too_late(timeout));
+                if asking {
+                    self.heard(backend, &late);
+                }
+                late
+            }
+        }
+    }
+
+    pub(super) fn heard<T>(&self, backend: &Name, answer: &Result<T, BackendError>) {
+        let (now, ttl) = (self.clock.now(), self.times().ttl);
+        self.health.heard(backend, answer, now, ttl);
     }
 
     /// Takes what a flight brought, or says as which number it has to ask once more.
@@ -200,9 +256,20 @@ impl Cache {
             began: number,
             fetched: self.clock.now(),
             forever,
+            share: self.share(key),
             content,
             lease,
         }))
+    }
+
+    /// For how many thousandths of the TTL the record at this place is young (rule 15).
+    fn share(&self, key: &Reference) -> u32 {
+        let Some(seed) = self.jitter else {
+            return 1000;
+        };
+        let mut hasher = DefaultHasher::new();
+        (seed, key).hash(&mut hasher);
+        u32::try_from(900 + hasher.finish() % 201).unwrap_or(1000)
     }
 
     /// The secrets whose value was overtaken since this was last asked, by a record that somebody fetched for another

@@ -30,6 +30,8 @@ pub(super) struct Record {
     pub(super) fetched: Instant,
     /// Its backend announces changes.
     pub(super) forever: bool,
+    /// For how many thousandths of the TTL it is young.
+    pub(super) share: u32,
     /// What is there, or in which words the backend said that there is nothing.
     pub(super) content: Result<Content, String>,
     /// How long it lives, if the backend made it for us.
@@ -65,8 +67,13 @@ impl Record {
         match (&self.content, &self.lease) {
             (Err(_), _) => age < ttl.min(ABSENT),
             (Ok(_), Some(lease)) => lease.is_current(now),
-            (Ok(_), None) => self.forever || age < ttl,
+            (Ok(_), None) => self.forever || age < self.ttl(ttl),
         }
+    }
+
+    /// Rule 15: its own part of the TTL.
+    pub(super) fn ttl(&self, ttl: Duration) -> Duration {
+        ttl.saturating_mul(self.share) / 1000
     }
 
     /// Whether the same is there. What is leased is not made twice.
@@ -460,6 +467,14 @@ impl Records {
     }
 }
 
+/// Under which name the record is held that `reference` is about.
+pub(super) fn key(reference: &Reference) -> Reference {
+    Reference {
+        field: None,
+        ..reference.clone()
+    }
+}
+
 /// `new` with the bytes of `old`, which are the same.
 fn same_bytes(old: &Record, new: Arc<Record>) -> Arc<Record> {
     match (&old.content, &new.content) {
@@ -468,6 +483,7 @@ fn same_bytes(old: &Record, new: Arc<Record>) -> Arc<Record> {
             began: old.began.max(new.began),
             fetched: new.fetched,
             forever: new.forever,
+            share: new.share,
             content: Ok(Content {
                 value: Arc::clone(&ours.value),
                 version: theirs.version.clone(),

@@ -69,10 +69,13 @@ impl Kept {
 
     /// Rules 4 and 12: whether it may stand in for a backend that cannot be reached. A lease that has ended is not old
     /// but dead.
-    pub(super) fn may_be_stale(&self, now: Instant, longest: Duration) -> bool {
+    pub(super) fn may_be_stale(&self, now: Instant, ttl: Duration, stale: Duration) -> bool {
         match &self.record.lease {
             Some(lease) => lease.is_alive(now),
-            None => now.saturating_duration_since(self.fetched) < longest,
+            None => {
+                let longest = self.record.ttl(ttl).saturating_add(stale);
+                now.saturating_duration_since(self.fetched) < longest
+            }
         }
     }
 
@@ -145,7 +148,10 @@ impl State {
         let kept = self.values.get_mut(path)?;
         kept.asked = now;
         let young = match &kept.record.lease {
-            None => kept.forever || now.saturating_duration_since(kept.fetched) < ttl,
+            None => {
+                let age = now.saturating_duration_since(kept.fetched);
+                kept.forever || age < kept.record.ttl(ttl)
+            }
             Some(lease) => {
                 if lease.ask(now) {
                     self.tending.notify_one();

@@ -1,14 +1,13 @@
 //! What is done without a reader: leases are renewed, replaced and revoked.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::{join, join_all};
 
+use super::Cache;
 use super::leases::{Due, Leased};
 use super::state::State;
-use super::{Cache, too_late};
 use crate::backend::BackendError;
 
 /// How long nothing is looked at where nothing is due.
@@ -102,8 +101,9 @@ impl Cache {
             return false;
         };
         let began = self.clock.now();
-        let renewed = self.in_time(backend.renew(&lease)).await;
-        self.health.heard(&leased.key.backend, &renewed);
+        let renewed = self
+            .ask_in_time(&leased.key.backend, || backend.renew(&lease))
+            .await;
         match renewed {
             Ok(renewed) => {
                 leased.renewed(&renewed, began);
@@ -145,20 +145,8 @@ impl Cache {
             return Ok(());
         };
         let backend = self.backend(&leased.key)?;
-        let revoked = self.in_time(backend.revoke(&lease)).await;
-        self.health.heard(&leased.key.backend, &revoked);
-        revoked
-    }
-
-    async fn in_time<T>(
-        &self,
-        asked: impl Future<Output = Result<T, BackendError>>,
-    ) -> Result<T, BackendError> {
-        let timeout = self.times().timeout;
-        match tokio::time::timeout(timeout, asked).await {
-            Ok(answer) => answer,
-            Err(_) => Err(too_late(timeout)),
-        }
+        let asked = || backend.revoke(&lease);
+        self.ask_in_time(&leased.key.backend, asked).await
     }
 }
 

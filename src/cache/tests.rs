@@ -11,6 +11,7 @@ use crate::secret::MAX_VALUE;
 
 mod earlier;
 mod leases;
+mod outages;
 mod records;
 mod refresh;
 
@@ -101,6 +102,29 @@ fn number(fetch: &Fetch) -> u64 {
 async fn settle() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn each_rule_has_its_tests() {
+    let rules = include_str!("../cache.rs");
+    let tests = [
+        include_str!("tests.rs"),
+        include_str!("tests/earlier.rs"),
+        include_str!("tests/leases.rs"),
+        include_str!("tests/outages.rs"),
+        include_str!("tests/records.rs"),
+        include_str!("tests/refresh.rs"),
+    ]
+    .concat();
+    let stated = |number: u32| rules.contains(&format!("\n//! {number}. "));
+    let count = (1..).take_while(|number| stated(*number)).count();
+    assert_eq!(count, 16);
+    for number in 1..=count {
+        assert!(
+            tests.contains(&format!("fn rule_{number}_")),
+            "rule {number}"
+        );
     }
 }
 

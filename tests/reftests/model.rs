@@ -8,7 +8,10 @@ use crate::language::{
 };
 
 mod cache;
+mod health;
 mod tree;
+
+use health::{AtOnce, Health};
 
 pub struct Model {
     /// Both backends are one store, which announces its changes.
@@ -23,8 +26,11 @@ pub struct Model {
     records: HashMap<&'static str, Record>,
     /// When nothing was found at a place.
     absences: HashMap<&'static str, u64>,
-    /// What failed in this very moment: those who ask at the same time are one question.
-    asked_at_once: Option<HashMap<&'static str, Result<(), No>>>,
+    health: HashMap<char, Health>,
+    /// The backends that were too late with a list just now.
+    late_lists: Vec<char>,
+    /// What is asked in this very moment, if several may be asking.
+    at_once: Option<AtOnce>,
     /// The secrets whose value went because another one's reader found another record.
     overtaken: BTreeSet<&'static str>,
     lists: HashMap<(char, String), (Vec<String>, Option<u64>)>,
@@ -196,7 +202,9 @@ impl Model {
             values: HashMap::new(),
             records: HashMap::new(),
             absences: HashMap::new(),
-            asked_at_once: None,
+            health: HashMap::new(),
+            late_lists: Vec::new(),
+            at_once: None,
             overtaken: BTreeSet::new(),
             lists: HashMap::new(),
             generations: HashMap::new(),
@@ -319,11 +327,18 @@ impl Model {
         for path in SECRETS.into_iter().filter(shows) {
             self.forget(path);
         }
-        self.asked_at_once = Some(HashMap::new());
-        for path in SECRETS.into_iter().filter(shows) {
+        self.follow_all(SECRETS.into_iter().filter(shows).collect(), written);
+    }
+
+    /// The same for several, all at once.
+    fn follow_all(&mut self, mut paths: Vec<&'static str>, written: bool) {
+        // It asks elsewhere first.
+        paths.sort_by_key(|path| *path == "app/either");
+        self.at_once = Some(AtOnce::default());
+        for path in paths {
             self.follow(path, written);
         }
-        self.asked_at_once = None;
+        self.all_have_answered();
     }
 
     /// What the daemon does of itself when a value has changed.
@@ -400,10 +415,10 @@ impl System for Model {
 
     fn act(&mut self, op: &Op) -> Answer {
         let seen = self.attempt(op);
+        self.all_have_answered();
         while !self.overtaken.is_empty() {
-            for path in std::mem::take(&mut self.overtaken) {
-                self.follow(path, false);
-            }
+            let overtaken = std::mem::take(&mut self.overtaken);
+            self.follow_all(overtaken.into_iter().collect(), false);
         }
         seen
     }

@@ -164,9 +164,10 @@ async fn rule_9_no_old_value_stands_in_for_a_refresh_and_others_keep_what_they_h
         if let Ok(served) = served {
             assert!(served.generation.number == one && served.stale);
         }
-        tokio::time::sleep(SECOND).await;
+        tokio::time::sleep(TIMEOUT + SECOND).await;
         bench.a.weather(Weather::Fine);
         bench.x().await.unwrap();
+        settle().await;
         assert_eq!(bench.cache.figures().flights, 0, "{weather:?}");
     }
 }

@@ -11,8 +11,17 @@ impl Model {
         {
             return Ok(names.clone());
         }
-        self.listings += 1;
-        let no = match self.storm(backend) {
+        self.hear_of_late_lists();
+        let admitted = self.admits(backend);
+        let storm = match admitted {
+            true => self.storm(backend),
+            false => Some(No::Down),
+        };
+        if admitted {
+            self.listings += 1;
+            self.hear_of_list(backend, storm);
+        }
+        let no = match storm {
             None => {
                 let names = match folder {
                     "" => self.folders_in(backend),
@@ -42,6 +51,37 @@ impl Model {
                 stale: false,
             });
         }
+        if let Some(old) = self.old(path) {
+            let stale = |waited| {
+                Ok(Given {
+                    generation: old.clone(),
+                    waited,
+                    stale: true,
+                })
+            };
+            let asked = self.backends_asked(path);
+            let down = asked.iter().any(|backend| self.is_down(*backend));
+            if asked.iter().any(|backend| self.is_alone(*backend)) {
+                return stale(false);
+            }
+            if down {
+                self.hear_of_late_lists();
+                // It is asked all the same, and nobody waits for it.
+                self.at_once.get_or_insert_default();
+                match self.ask(path) {
+                    Ok(new) if new.number == old.number => {}
+                    Ok(_) => drop(self.overtaken.insert(path)),
+                    Err(No::Absent) => {
+                        self.forget(path);
+                        self.overtaken.insert(path);
+                    }
+                    Err(No::Refused) => self.forget(path),
+                    Err(No::Down | No::Late | No::Garbled) => {}
+                }
+                return stale(true);
+            }
+        }
+        self.hear_of_late_lists();
         match self.ask(path) {
             Ok(generation) => Ok(Given {
                 generation,
@@ -52,21 +92,45 @@ impl Model {
                 if matches!(no, No::Absent | No::Refused) {
                     self.forget(path);
                 }
-                match self.values.get(path) {
-                    Some(old)
-                        if matches!(no, No::Down | No::Late)
-                            && self.now - old.at < TTL + stale_of(path) =>
-                    {
-                        Ok(Given {
-                            generation: old.generation.clone(),
-                            waited: true,
-                            stale: true,
-                        })
-                    }
+                match self.old(path) {
+                    Some(generation) if matches!(no, No::Down | No::Late) => Ok(Given {
+                        generation,
+                        waited: true,
+                        stale: true,
+                    }),
                     _ => Err(no),
                 }
             }
         }
+    }
+
+    /// What may stand in for a value that cannot be had.
+    fn old(&self, path: &'static str) -> Option<Generation> {
+        let old = self.values.get(path)?;
+        (self.now - old.at < TTL + stale_of(path)).then(|| old.generation.clone())
+    }
+
+    /// Who has to be asked until the value is found that is held.
+    fn backends_asked(&self, path: &'static str) -> Vec<char> {
+        let (held, ..) = self.generations[path];
+        let places = places_of(path);
+        let last = places.iter().position(|place| *place == held).unwrap();
+        let asked = places[..=last].iter();
+        asked
+            .filter(|place| !self.is_known(place))
+            .map(|place| self.backend_of(place))
+            .collect()
+    }
+
+    /// Whether it was found out lately, for whomever, what is at a place.
+    fn is_known(&self, place: &str) -> bool {
+        let forever = self.backend_of(place) == 'b';
+        let record = self.records.get(place);
+        record.is_some_and(|record| forever || self.now - record.at < TTL)
+            || self
+                .absences
+                .get(place)
+                .is_some_and(|at| self.now - at < ABSENT)
     }
 
     fn ask(&mut self, path: &'static str) -> Result<Generation, No> {
@@ -123,15 +187,17 @@ impl Model {
         }
         let storm = self.storm(backend);
         // Two ask for the second place at the same time only if neither asked elsewhere first, or it takes that long.
-        let before = self.asked_at_once.as_ref();
-        let elsewhere = before.is_some_and(|asked| asked.contains_key("a:x/first"));
+        let before = self.at_once.as_ref().map(|at_once| &at_once.failed);
+        let elsewhere = before.is_some_and(|failed| failed.contains_key("a:x/first"));
         let at_once = place != "b:web/second" || !elsewhere || storm == Some(No::Late);
-        if let Some(failed) = before
-            .and_then(|asked| asked.get(place))
-            .filter(|_| at_once)
-        {
+        let failed = before.and_then(|failed| failed.get(place));
+        if let Some(failed) = failed.filter(|_| at_once) {
             return failed.map(|()| None);
         }
+        if !self.admits(backend) {
+            return Err(No::Down);
+        }
+        self.hear(backend, storm);
         self.reads += 1;
         let found = self.places.get(place).filter(|found| found.exists);
         let found = found.map(|found| found.versions.last().unwrap().clone());
@@ -176,8 +242,8 @@ impl Model {
                 Err(no)
             }
         };
-        if let Some(asked) = &mut self.asked_at_once {
-            asked.insert(place, failed);
+        if let Some(at_once) = &mut self.at_once {
+            at_once.failed.insert(place, failed);
         }
         failed.map(|()| None)
     }
