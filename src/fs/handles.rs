@@ -32,13 +32,11 @@ pub(super) struct OpenFile {
 pub(super) struct Pin {
     pub(super) node: Arc<SecretNode>,
     pub(super) number: u64,
-    /// It reads through the page cache.
-    pub(super) paged: bool,
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        self.node.unpin(self.number, self.paged);
+        self.node.unpin(self.number);
     }
 }
 

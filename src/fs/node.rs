@@ -225,8 +225,8 @@ struct Pins {
     /// There for as long as one of them was not taken away.
     generation: Weak<Generation>,
     count: usize,
-    /// How many of them were opened to read through the page cache.
-    paged: usize,
+    /// One of them was opened to read through the page cache, and may be closed by now: its pages are still there.
+    paged: bool,
 }
 
 #[derive(Debug)]
@@ -407,7 +407,7 @@ impl SecretNode {
             Sharing::Never => last.is_some_and(|last| last != number) || others.next().is_some(),
             // Then it is fetched again: a handle on the newer one would take this for its own size and pages.
             Sharing::Unpaged | Sharing::Any if behind && self.view == View::Current => true,
-            Sharing::Unpaged => others.any(|pins| pins.paged > 0),
+            Sharing::Unpaged => others.any(|pins| pins.paged),
             Sharing::Any => false,
         };
         if occupied {
@@ -435,13 +435,13 @@ impl SecretNode {
         match state.open.iter_mut().find(|pins| pins.number == number) {
             Some(pins) => {
                 pins.count += 1;
-                pins.paged += usize::from(paged);
+                pins.paged |= paged;
             }
             None => state.open.push(Pins {
                 number,
                 generation: Arc::downgrade(generation),
                 count: 1,
-                paged: usize::from(paged),
+                paged,
             }),
         }
         let keep_pages = paged && state.pages == Some(number);
@@ -466,12 +466,11 @@ impl SecretNode {
         !tell.grown || self.state().told < Some(tell.size)
     }
 
-    /// A handle on this generation is closed, which was opened to read through the page cache or past it.
-    pub(super) fn unpin(&self, number: u64, paged: bool) {
+    /// A handle on this generation is closed.
+    pub(super) fn unpin(&self, number: u64) {
         let mut state = self.state();
         if let Some(pins) = state.open.iter_mut().find(|pins| pins.number == number) {
             pins.count = pins.count.saturating_sub(1);
-            pins.paged = pins.paged.saturating_sub(usize::from(paged));
         }
         let before = state.open.len();
         state.open.retain(|pins| pins.count > 0);

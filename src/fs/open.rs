@@ -234,7 +234,6 @@ impl Tree {
         let pin = Arc::new(Pin {
             node: Arc::clone(node),
             number: generation.number,
-            paged: !pinned.direct,
         });
         let fh = self.handles.add_file(OpenFile {
             pin,
@@ -313,7 +312,7 @@ impl Tree {
     /// [`FsError::BadHandle`]
     pub fn poll(&self, fh: Fh, waiter: Option<Waiter>) -> Reply<Readiness> {
         let held = self.handles.file(fh).ok_or(FsError::BadHandle)?;
-        let Pin { node, number, .. } = &**held.pin();
+        let Pin { node, number } = &**held.pin();
         if let Some(waiter) = waiter {
             // First, so that what happens meanwhile wakes it.
             node.secret.wait(fh, waiter);

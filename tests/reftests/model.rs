@@ -96,6 +96,8 @@ struct Handle {
     generation: Generation,
     checked: bool,
     paged: bool,
+    /// There may be pages of its value: one of those that are, or were, open on it at the same time reads through them.
+    among_paged: bool,
 }
 
 /// With whom a new handle may share its inode: with nobody who has seen another generation, with those who read past the

@@ -214,7 +214,7 @@ impl Model {
                 .filter(|other| other.node == node && other.generation.number != generation.number)
         };
         let older = others().next().is_some();
-        let paged = others().any(|other| other.paged);
+        let paged = others().any(|other| other.among_paged);
         let is_current = self.current.get(path) == Some(&node);
         let checked = path != "web/k1" || !self.policy.cached;
         let inode = &mut self.nodes[node];
@@ -236,19 +236,25 @@ impl Model {
             if newer {
                 inode.shown = Some(generation.number);
             }
+            let paged =
+                !checked && length(generation) > 0 && is_current && !older && !another && !barred;
             self.handles.push(Handle {
                 node,
                 opener: uid,
                 taken: false,
                 generation: generation.clone(),
                 checked,
-                paged: !checked
-                    && length(generation) > 0
-                    && is_current
-                    && !older
-                    && !another
-                    && !barred,
+                paged,
+                among_paged: false,
             });
+            let same = |other: &&mut Handle| {
+                other.node == node && other.generation.number == generation.number
+            };
+            let together: Vec<&mut Handle> = self.handles.iter_mut().filter(same).collect();
+            let among_paged = paged || together.iter().any(|handle| handle.among_paged);
+            for handle in together {
+                handle.among_paged = among_paged;
+            }
         }
         self.noticed(node, generation);
         !occupied
