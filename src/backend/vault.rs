@@ -77,8 +77,8 @@ impl fmt::Debug for Vault {
 }
 
 impl Vault {
-    /// A server, called `name` in the config. Nothing is sent before something is asked for. `env` gives a variable of the environment, for what the
-    /// settings leave out.
+    /// A server, called `name` in the config. Nothing is sent before something is asked for. `env` gives a variable of
+    /// the environment, for what the settings leave out.
     ///
     /// # Errors
     /// What is wrong with the settings, and the mend.
