@@ -117,11 +117,7 @@ fn server(config: &Config, name: &str) -> Result<(Name, String), Failure> {
         .find(|(known, _)| known.as_str() == name);
     match found {
         Some((name, BackendConfig::Vault(settings))) => {
-            let env = |variable| std::env::var(variable).ok().filter(|text| !text.is_empty());
-            let namespace = settings.namespace.clone();
-            let namespace = namespace
-                .or_else(|| env("VAULT_NAMESPACE"))
-                .or_else(|| env("BAO_NAMESPACE"));
+            let namespace = settings.namespace(&|variable| std::env::var(variable).ok());
             Ok((name.clone(), namespace.unwrap_or_default()))
         }
         Some((_, BackendConfig::Store(_))) => Err(Failure::usage(

@@ -80,9 +80,7 @@ impl Http {
             )?;
         let address = origin(&address)?;
         let namespace = settings
-            .namespace
-            .clone()
-            .or_else(|| either(env, "NAMESPACE"))
+            .namespace(env)
             .map(|namespace| {
                 HeaderValue::try_from(namespace).map_err(|_| "`namespace` has odd characters")
             })

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::http::either;
+
 /// How a server is reached, and as whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -23,6 +25,13 @@ pub struct Settings {
 impl Settings {
     /// How often a server is polled unless the config says otherwise.
     pub const POLL: Duration = Duration::from_secs(30);
+
+    /// The namespace, from the config or the environment: `env` gives a variable of it.
+    #[must_use]
+    pub fn namespace(&self, env: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+        let given = self.namespace.clone();
+        given.or_else(|| either(env, "NAMESPACE"))
+    }
 }
 
 /// A client certificate, as PEM.
