@@ -12,6 +12,7 @@
 //! | 6 | the numbers of generations | 14 | outages |
 //! | 7 | the budget of memory | 15 | jitter |
 //! | 8 | several references | 16 | how much a backend is asked at once |
+//! | 17 | what a server leaves to the next | 18 | what it leaves for long |
 //!
 //! 1. A value is served without asking for the TTL; from a backend that announces its changes, until it does.
 //! 2. Any number of readers of one cold secret cause one fetch (single flight).
@@ -49,6 +50,11 @@
 //!     them, is not asked for again at the same moment ([`Cache::with_jitter`]).
 //! 16. A backend is asked at most [`SLOTS`] questions at the same time. Others wait for their turn, within their deadline, and if
 //!     it passes that is no failure of the backend's.
+//! 17. What a server had fetched is there for the one that is started in its place ([`Cache::inherit`]): each secret is shown
+//!     what it was shown, as old as it is, as long as it is bound to that place; leases go on, and those that were to be
+//!     revoked are. All other rules hold of it. What announces its changes is asked anew, as nobody listened meanwhile.
+//! 18. What is kept for longer, while the machine may be off, is an old value from the start: it stands in for a backend that
+//!     cannot be reached (rule 4) and nothing else. Leased values are not kept so, nor those of secrets whose `stale` is 0.
 //!
 //! Lists of names follow rules 1, 2, 3, 5, 14 and 16. While a backend cannot be reached the list that it last gave stands in,
 //! however old: it shows no value, and without it nobody would come as far as rule 4.
@@ -72,6 +78,7 @@ mod fetching;
 mod flights;
 mod health;
 mod leases;
+pub mod legacy;
 mod names;
 mod reading;
 mod records;
@@ -253,7 +260,7 @@ impl Cache {
 
     /// The generation that would be served without asking a backend, if there is one.
     #[must_use]
-    pub fn fresh(&self, path: &SecretPath, binding: &Binding) -> Option<Arc<Generation>> {
+    pub fn fresh(&self, path: &SecretPath, binding: &Arc<Binding>) -> Option<Arc<Generation>> {
         let ttl = self.times().ttl;
         self.state().young(path, binding, self.clock.now(), ttl)
     }
@@ -270,6 +277,7 @@ impl Cache {
         state.list_flights.retain(|folder, _| elsewhere(folder));
         state.flights.forget(same);
         state.records.invalidate(same);
+        state.inherited.invalidate(same);
         let gone = |(path, kept): (&SecretPath, &Kept)| {
             kept.binding
                 .references
@@ -281,6 +289,7 @@ impl Cache {
         for path in paths {
             state.drop_value(&path);
         }
+        state.gone();
     }
 
     /// Wipes the values of these secrets from memory, because they were taken away. What is on its way for them goes to
@@ -294,7 +303,9 @@ impl Cache {
             .iter()
             .filter_map(|path| state.take_value(path))
             .collect();
-        state.records.forget_for(&which);
+        state.inherited.forget_for(&which);
+        state.forget_records_for(&which);
+        state.gone();
         if state.leases.forget_for(&which) {
             self.tending.notify_one();
         }

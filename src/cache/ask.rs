@@ -184,7 +184,7 @@ fn with<'a>(reference: &'a Reference, version: &Version) -> Option<Cow<'a, Refer
 }
 
 /// The part of a record that is shown.
-fn cut(reference: &Reference, record: Arc<Record>) -> Result<Cut, BackendError> {
+pub(super) fn cut(reference: &Reference, record: Arc<Record>) -> Result<Cut, BackendError> {
     let content = record
         .content
         .as_ref()

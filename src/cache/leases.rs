@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::legacy::{LeftLease, LeftPlace, Moment};
 use crate::backend::{Lease, Reference};
 use crate::secret::SecretPath;
 
@@ -95,6 +96,39 @@ impl Leased {
                 made_for: BTreeSet::new(),
             }),
             id: lease.id,
+            asked: AtomicBool::new(false),
+        })
+    }
+
+    /// It, for the cache after this one.
+    pub(super) fn left(&self, at: Moment, ending: bool) -> LeftLease {
+        let term = self.term();
+        LeftLease {
+            place: LeftPlace::of(&self.key),
+            id: self.id.clone(),
+            full: self.full,
+            began: at.wall(term.began),
+            duration: term.duration,
+            renewable: term.renewable,
+            made_for: term.made_for.iter().cloned().collect(),
+            ending,
+        }
+    }
+
+    /// One that the cache before this one had.
+    pub(super) fn inherited(key: &Arc<Reference>, left: &LeftLease, at: Moment) -> Arc<Self> {
+        Arc::new(Self {
+            key: Arc::clone(key),
+            id: left.id.clone(),
+            full: left.full.min(LONG),
+            term: Mutex::new(Term {
+                began: at.instant(left.began),
+                duration: left.duration.min(LONG),
+                renewable: left.renewable && left.id.is_some(),
+                broken: false,
+                again: None,
+                made_for: left.made_for.iter().cloned().collect(),
+            }),
             asked: AtomicBool::new(false),
         })
     }
@@ -246,6 +280,13 @@ impl Leases {
     /// Takes those that are to be revoked.
     pub(super) fn take_ending(&mut self) -> Vec<Arc<Leased>> {
         std::mem::take(&mut self.ending)
+    }
+
+    /// All, and whether each is to be revoked.
+    pub(super) fn all(&self) -> Vec<(Arc<Leased>, bool)> {
+        let held = self.held.iter().map(|lease| (Arc::clone(lease), false));
+        let ending = self.ending.iter().map(|lease| (Arc::clone(lease), true));
+        held.chain(ending).collect()
     }
 
     /// Takes all.

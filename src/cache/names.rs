@@ -18,13 +18,13 @@ pub type Names = Arc<Vec<Name>>;
 pub(super) struct Folder {
     pub(super) backend: Name,
     /// `None` is the list of folders itself.
-    folder: Option<String>,
+    pub(super) folder: Option<String>,
 }
 
 /// A list, as it was fetched.
 #[derive(Debug)]
 pub(super) struct Listing {
-    names: Names,
+    pub(super) names: Names,
     fetched: Instant,
     /// Something has changed since: it only stands in for a backend that cannot be reached.
     pub(super) outdated: bool,
@@ -140,9 +140,11 @@ impl Cache {
                         outdated: false,
                     };
                     state.lists.insert(folder.clone(), listing);
+                    state.changed();
                 }
                 Err(BackendError::Refused(_)) => {
                     state.lists.remove(folder);
+                    state.gone();
                 }
                 Err(
                     BackendError::Absent(_)
@@ -165,6 +167,15 @@ enum Joined {
 }
 
 impl State {
+    /// A list that the cache before this one had, to stand in.
+    pub(super) fn inherit_list(&mut self, folder: Folder, names: Vec<Name>, now: Instant) {
+        self.lists.entry(folder).or_insert_with(|| Listing {
+            names: Arc::new(names),
+            fetched: now,
+            outdated: true,
+        });
+    }
+
     fn young_list(
         &self,
         folder: &Folder,

@@ -212,7 +212,7 @@ impl Cache {
                         state.overtaken.insert(path);
                     }
                 }
-                state.records.sweep(now, ttl);
+                state.sweep(now, ttl);
                 let some = !state.overtaken.is_empty();
                 drop(state);
                 if some {
@@ -263,7 +263,7 @@ impl Cache {
     }
 
     /// For how many thousandths of the TTL the record at this place is young (rule 15).
-    fn share(&self, key: &Reference) -> u32 {
+    pub(super) fn share(&self, key: &Reference) -> u32 {
         let Some(seed) = self.jitter else {
             return 1000;
         };

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::flights::Flight;
 use super::leases::Leased;
+use super::legacy::Inherited;
 use crate::backend::{BackendError, Reference, Version};
 use crate::secret::{SecretBytes, SecretPath};
 
@@ -316,6 +317,15 @@ impl Records {
         (record, users)
     }
 
+    /// Holds a record that the cache before this one had; `false` if there is another.
+    pub(super) fn inherit(&mut self, record: &Arc<Record>) -> bool {
+        let new = !self.table.contains_key(&record.key);
+        if new {
+            self.hold(record);
+        }
+        new
+    }
+
     fn hold(&mut self, record: &Arc<Record>) {
         self.bytes += record.len();
         let held = Held {
@@ -397,15 +407,17 @@ impl Records {
         true
     }
 
-    /// Drops those that no secret is cut from and that have grown old, when there are many.
-    pub(super) fn sweep(&mut self, now: Instant, ttl: Duration) {
+    /// Drops those that no secret is cut from and that have grown old, when there are many. `wanted` are those that a secret
+    /// may yet be cut from.
+    pub(super) fn sweep(&mut self, now: Instant, ttl: Duration, wanted: &Inherited) {
         if self.unused.len() < Self::SMALL.max(self.swept.saturating_mul(2)) {
             return;
         }
-        let table = &self.table;
+        let (table, wanted) = (&self.table, wanted.places());
         let old = |key: &&Arc<Reference>| {
             let held = table.get(*key);
-            held.is_none_or(|held| held.record.forever || !held.record.is_young(now, ttl))
+            let old = |held: &Held| held.record.forever || !held.record.is_young(now, ttl);
+            !wanted.contains(*key) && held.is_none_or(old)
         };
         let old: Vec<_> = self.unused.iter().filter(old).map(Arc::clone).collect();
         for key in old {
@@ -423,8 +435,9 @@ impl Records {
         }
     }
 
-    /// Forgets flights that are for none but these secrets, and records that no secret is cut from.
-    pub(super) fn forget_for(&mut self, which: impl Fn(&SecretPath) -> bool) {
+    /// Forgets flights that are for none but these secrets, and records that no secret is cut from, nor may yet be because
+    /// it is `wanted`.
+    pub(super) fn forget_for(&mut self, which: impl Fn(&SecretPath) -> bool, wanted: &Inherited) {
         let revoked = &mut self.revoked;
         self.flights.retain(|_, flights| {
             flights.retain_mut(|under_way| {
@@ -436,7 +449,11 @@ impl Records {
             });
             !flights.is_empty()
         });
-        while self.drop_unused() {}
+        let wanted = wanted.places();
+        let unused = self.unused.iter().filter(|key| !wanted.contains(*key));
+        for key in unused.map(Arc::clone).collect::<Vec<_>>() {
+            self.take(&key);
+        }
     }
 
     /// Whether the answer of this flight is one that nobody may have. To be asked once, when it has landed.

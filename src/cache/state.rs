@@ -11,6 +11,7 @@ use super::ask::Cut;
 use super::earlier::Held;
 use super::flights::{Flight, Flights};
 use super::leases::{Leased, Leases};
+use super::legacy::{Inherited, Revision};
 use super::names::{Folder, Listing};
 use super::records::{Record, Records};
 use super::{BUDGET, Binding, Generation, Names};
@@ -29,6 +30,10 @@ pub(super) struct State {
     pub(super) records: Records,
     /// What backends made for us.
     pub(super) leases: Leases,
+    /// What the cache before this one left.
+    pub(super) inherited: Inherited,
+    /// Counts what changes of it.
+    pub(super) revision: watch::Sender<Revision>,
     /// Wakes who tends the leases.
     tending: Arc<Notify>,
     /// Secrets whose value went because of a record that came for another one.
@@ -115,6 +120,8 @@ impl State {
             own_bytes: 0,
             records: Records::default(),
             leases: Leases::default(),
+            inherited: Inherited::default(),
+            revision: watch::Sender::default(),
             tending,
             overtaken: HashSet::new(),
             shown: HashMap::new(),
@@ -137,14 +144,17 @@ impl State {
         self.number
     }
 
-    /// Rules 1 and 12.
+    /// Rules 1, 12 and 17.
     pub(super) fn young(
         &mut self,
         path: &SecretPath,
-        binding: &Binding,
+        binding: &Arc<Binding>,
         now: Instant,
         ttl: Duration,
     ) -> Option<Arc<Generation>> {
+        if !self.inherited.is_empty() {
+            self.claim(path, binding, now);
+        }
         let kept = self.values.get_mut(path)?;
         kept.asked = now;
         let young = match &kept.record.lease {
@@ -160,8 +170,8 @@ impl State {
             }
         };
         // Mostly it is the very same one.
-        let same = std::ptr::eq(Arc::as_ptr(&kept.binding), binding)
-            || kept.binding.references == binding.references;
+        let same =
+            Arc::ptr_eq(&kept.binding, binding) || kept.binding.references == binding.references;
         (young && same).then(|| Arc::clone(&kept.generation))
     }
 
@@ -264,6 +274,10 @@ impl State {
         if let Some(old) = self.values.put(path.clone(), kept) {
             self.dropped(path, &old, old.record.key != key);
         }
+        self.changed();
+        if self.bytes() > BUDGET {
+            self.inherited.clear();
+        }
         while self.bytes() > BUDGET && self.values.len() > 1 {
             if self.records.drop_unused() {
                 continue;
@@ -281,6 +295,7 @@ impl State {
     pub(super) fn take_value(&mut self, path: &SecretPath) -> Option<Kept> {
         let old = self.values.pop(path)?;
         self.dropped(path, &old, true);
+        self.gone();
         Some(old)
     }
 
@@ -300,13 +315,26 @@ impl State {
         }
     }
 
+    /// Forgets records that are for these secrets alone, or for none.
+    pub(super) fn forget_records_for(&mut self, which: impl Fn(&SecretPath) -> bool) {
+        self.records.forget_for(which, &self.inherited);
+    }
+
+    /// Drops records that nobody needs.
+    pub(super) fn sweep(&mut self, now: Instant, ttl: Duration) {
+        self.records.sweep(now, ttl, &self.inherited);
+    }
+
     /// Forgets everything but leases and the last number: what a version was called before says nothing of what it is now.
     pub(super) fn clear(&mut self) {
         let leases = std::mem::take(&mut self.leases);
+        let revision = std::mem::take(&mut self.revision);
         *self = Self {
             leases,
+            revision,
             ..Self::new(self.number, Arc::clone(&self.tending))
         };
+        self.gone();
     }
 }
 

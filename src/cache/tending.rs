@@ -35,11 +35,15 @@ impl Cache {
             let mut state = self.state();
             (state.due(now), state.leases.take_ending())
         };
+        let tended = !due.is_empty() || !ending.is_empty();
         let due = due.into_iter().map(|(lease, due)| self.attend(lease, due));
         let ending = ending.into_iter().map(|lease| self.give_back(lease));
         join(join_all(due), join_all(ending)).await;
         let now = self.clock.now();
         let state = self.state();
+        if tended {
+            state.changed();
+        }
         let next = state.next_due(now).map(|next| next - now);
         drop(state);
         next.unwrap_or(IDLE).clamp(SOON, IDLE)

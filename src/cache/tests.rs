@@ -11,6 +11,7 @@ use crate::secret::MAX_VALUE;
 
 mod earlier;
 mod leases;
+mod legacy;
 mod outages;
 mod records;
 mod refresh;
@@ -112,6 +113,7 @@ fn each_rule_has_its_tests() {
         include_str!("tests.rs"),
         include_str!("tests/earlier.rs"),
         include_str!("tests/leases.rs"),
+        include_str!("tests/legacy.rs"),
         include_str!("tests/outages.rs"),
         include_str!("tests/records.rs"),
         include_str!("tests/refresh.rs"),
@@ -119,7 +121,7 @@ fn each_rule_has_its_tests() {
     .concat();
     let stated = |number: u32| rules.contains(&format!("\n//! {number}. "));
     let count = (1..).take_while(|number| stated(*number)).count();
-    assert_eq!(count, 16);
+    assert_eq!(count, 18);
     for number in 1..=count {
         assert!(
             tests.contains(&format!("fn rule_{number}_")),

@@ -1,0 +1,402 @@
+//! What a cache leaves to the one after it: rules 17 and 18.
+//!
+//! A server that ends, for good or not, has fetched values that its successor would have to fetch again, or could not, and
+//! has leases that somebody has to tend. What it leaves is a list of records and of who was shown them; where it is written
+//! down is for others to see to.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::ask::cut;
+use super::leases::Leased;
+use super::names::Folder;
+use super::records::{Content, Record};
+use super::state::{Kept, State};
+use super::{Binding, Cache};
+use crate::backend::{Reference, Version};
+use crate::clock::Clock;
+use crate::secret::{Name, SecretBytes, SecretPath};
+
+/// All of it.
+#[derive(Debug, Default)]
+pub struct Legacy {
+    /// The records that secrets show, and their values.
+    pub records: Vec<(LeftRecord, Arc<SecretBytes>)>,
+    /// Leases that no record is of any more: superseded, or to be revoked.
+    pub leases: Vec<LeftLease>,
+    /// Lists of names.
+    pub lists: Vec<LeftList>,
+}
+
+/// A record, all but its value.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LeftRecord {
+    /// Where it was read.
+    pub place: LeftPlace,
+    /// The backend's word for it.
+    pub version: Version,
+    /// When it was made.
+    pub modified: Timestamp,
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// When it was fetched.
+    pub fetched: Timestamp,
+    /// The secrets that show it, or a part of it.
+    pub shown_by: Vec<SecretPath>,
+    /// How long it lives, if the backend made it for us.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeftLease>,
+}
+
+/// A place at a backend: a reference without its field.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LeftPlace {
+    backend: String,
+    path: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    query: Vec<(String, String)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    version: Option<Version>,
+}
+
+/// A lease.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LeftLease {
+    pub(super) place: LeftPlace,
+    pub(super) id: Option<String>,
+    /// For how long it was given at first.
+    pub(super) full: Duration,
+    /// When it began or was renewed, and for how long.
+    pub(super) began: Timestamp,
+    pub(super) duration: Duration,
+    pub(super) renewable: bool,
+    pub(super) made_for: Vec<SecretPath>,
+    /// It is to be revoked.
+    pub(super) ending: bool,
+}
+
+/// A list of names.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LeftList {
+    backend: String,
+    folder: Option<String>,
+    names: Vec<Name>,
+}
+
+/// What is known of the time between a server and the one after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gap {
+    /// It was short: the server died and was started again (rule 17).
+    Moment,
+    /// The machine may have been off (rule 18).
+    Unknown,
+}
+
+/// How often what is left has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Revision {
+    /// In any way.
+    pub any: u64,
+    /// Because something is not to be left any more.
+    pub gone: u64,
+}
+
+/// The machine's two clocks at one moment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    now: Instant,
+    wall: Timestamp,
+}
+
+impl Moment {
+    pub(super) fn of(clock: &Clock) -> Self {
+        Self {
+            now: clock.now(),
+            wall: clock.timestamp(),
+        }
+    }
+
+    /// What the time of day was at `then`.
+    pub(super) fn wall(self, then: Instant) -> Timestamp {
+        let ago = self.now.saturating_duration_since(then);
+        self.wall.saturating_sub(ago).unwrap_or(self.wall)
+    }
+
+    /// When it was that time of day. If that is still to come, the clock was set back: then it is now. Linux counts
+    /// beyond its start.
+    pub(super) fn instant(self, then: Timestamp) -> Instant {
+        let ago = Duration::try_from(self.wall.duration_since(then)).unwrap_or_default();
+        self.now.checked_sub(ago).unwrap_or(self.now)
+    }
+}
+
+impl LeftPlace {
+    pub(super) fn of(place: &Reference) -> Self {
+        Self {
+            backend: place.backend.to_string(),
+            path: place.path.clone(),
+            query: place.query.clone(),
+            version: place.version.clone(),
+        }
+    }
+
+    /// The same of a backend that there is.
+    fn reference<'a>(&self, mut backends: impl Iterator<Item = &'a Name>) -> Option<Reference> {
+        let backend = backends.find(|name| name.as_str() == self.backend)?;
+        Some(Reference {
+            query: self.query.clone(),
+            version: self.version.clone(),
+            ..Reference::new(backend.clone(), self.path.clone())
+        })
+    }
+}
+
+impl Cache {
+    /// What this cache would leave if it ended now: for a while of that kind. Nothing leased is worth keeping for long, and
+    /// no value of a secret that is never shown stale.
+    #[must_use]
+    pub fn legacy(&self, gap: Gap) -> Legacy {
+        let at = Moment::of(&self.clock);
+        let state = self.state();
+        let (shown, leases) = (state.shown_records(), state.leases.all());
+        let lists = state.left_lists();
+        drop(state);
+        let mut of_records = HashSet::new();
+        let mut left = |ShownRecord { record, shown_by }: ShownRecord| {
+            // Who announces changes is here, and is asked anew.
+            let content = record.content.as_ref().ok().filter(|_| !record.forever)?;
+            let lease = record.lease.as_ref();
+            of_records.extend(lease.map(Arc::as_ptr));
+            if lease.is_some() && gap == Gap::Unknown {
+                return None;
+            }
+            let shown_by = shown_by.into_iter();
+            let shown_by = shown_by.filter(|(_, lasting)| gap == Gap::Moment || *lasting);
+            let mut shown_by: Vec<_> = shown_by.map(|(path, _)| path).collect();
+            shown_by.sort_unstable();
+            let left = LeftRecord {
+                place: LeftPlace::of(&record.key),
+                version: content.version.clone(),
+                modified: content.modified,
+                description: content.description.clone(),
+                fetched: at.wall(record.fetched),
+                lease: lease.map(|lease| lease.left(at, false)),
+                shown_by,
+            };
+            (!left.shown_by.is_empty()).then(|| (left, Arc::clone(&content.value)))
+        };
+        let records = shown.into_iter().filter_map(&mut left).collect();
+        let leases = leases.into_iter().filter(|(lease, ending)| {
+            gap == Gap::Moment && (*ending || !of_records.contains(&Arc::as_ptr(lease)))
+        });
+        let leases = leases.map(|(lease, ending)| lease.left(at, ending));
+        let here = |list: &LeftList| {
+            let mut backends = self.backends.iter();
+            let backend = backends.find(|(name, _)| name.as_str() == list.backend);
+            backend.is_some_and(|(_, backend)| !backend.announces_changes())
+        };
+        Legacy {
+            records,
+            leases: leases.collect(),
+            lists: lists.into_iter().filter(here).collect(),
+        }
+    }
+
+    /// Says when [`Cache::legacy`] would be another one.
+    #[must_use]
+    pub fn revision(&self) -> watch::Receiver<Revision> {
+        self.state().revision.subscribe()
+    }
+
+    /// Takes up what another cache left, to show it to the secrets that it was shown to. What is here already is newer.
+    pub fn inherit(&self, legacy: Legacy, gap: Gap) {
+        let at = Moment::of(&self.clock);
+        let place = |left: &LeftPlace| left.reference(self.backends.keys());
+        let mut state = self.state();
+        for (left, value) in legacy.records {
+            let Some(key) = place(&left.place).map(Arc::new) else {
+                continue;
+            };
+            let lease = left.lease.as_ref();
+            let lease = lease.map(|lease| Leased::inherited(&key, lease, at));
+            if lease.as_ref().is_some_and(|lease| !lease.is_alive(at.now)) {
+                continue;
+            }
+            let record = Arc::new(Record {
+                began: 0,
+                fetched: at.instant(left.fetched),
+                forever: false,
+                share: match gap {
+                    Gap::Moment => self.share(&key),
+                    Gap::Unknown => 0,
+                },
+                content: Ok(Content {
+                    value,
+                    version: left.version,
+                    modified: left.modified,
+                    description: left.description,
+                }),
+                lease,
+                key,
+            });
+            state.inherit(record, left.shown_by);
+        }
+        for left in legacy.leases {
+            let Some(key) = place(&left.place).map(Arc::new) else {
+                continue;
+            };
+            let lease = Leased::inherited(&key, &left, at);
+            match left.ending {
+                true => state.leases.revoke(lease),
+                false => state.leases.add(lease),
+            }
+        }
+        for left in legacy.lists {
+            let mut backends = self.backends.keys();
+            if let Some(backend) = backends.find(|name| name.as_str() == left.backend) {
+                let folder = Folder {
+                    backend: backend.clone(),
+                    folder: left.folder,
+                };
+                state.inherit_list(folder, left.names, at.now);
+            }
+        }
+        drop(state);
+        self.tending.notify_one();
+    }
+}
+
+/// What was inherited and has not been asked for yet: which record each secret was shown.
+#[derive(Debug, Default)]
+pub(super) struct Inherited(HashMap<SecretPath, Arc<Record>>);
+
+impl Inherited {
+    /// Forgets what was inherited for these secrets.
+    pub(super) fn forget_for(&mut self, which: impl Fn(&SecretPath) -> bool) {
+        self.0.retain(|path, _| !which(path));
+    }
+
+    /// Forgets what was inherited from such a place.
+    pub(super) fn invalidate(&mut self, same: impl Fn(&Reference) -> bool) {
+        self.0.retain(|_, record| !same(&record.key));
+    }
+
+    /// The places of the records that are left.
+    pub(super) fn places(&self) -> HashSet<Arc<Reference>> {
+        let places = self.0.values();
+        places.map(|record| Arc::clone(&record.key)).collect()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl State {
+    /// Something else would be left from now on.
+    pub(super) fn changed(&self) {
+        self.revision.send_modify(|revision| revision.any += 1);
+    }
+
+    /// Something must not be left any more.
+    pub(super) fn gone(&self) {
+        self.revision.send_modify(|revision| {
+            revision.any += 1;
+            revision.gone += 1;
+        });
+    }
+
+    fn left_lists(&self) -> Vec<LeftList> {
+        let left = self.lists.iter().map(|(folder, listing)| LeftList {
+            backend: folder.backend.to_string(),
+            folder: folder.folder.clone(),
+            names: listing.names.to_vec(),
+        });
+        left.collect()
+    }
+
+    fn inherit(&mut self, record: Arc<Record>, shown_by: Vec<SecretPath>) {
+        if !self.records.inherit(&record) {
+            return;
+        }
+        if let Some(lease) = &record.lease {
+            self.leases.add(Arc::clone(lease));
+        }
+        for path in shown_by {
+            self.inherited.0.insert(path, Arc::clone(&record));
+        }
+    }
+
+    /// Shows a secret what was inherited for it, if it is still bound to that place and nothing newer came from there.
+    pub(super) fn claim(&mut self, path: &SecretPath, binding: &Arc<Binding>, now: Instant) {
+        let Some(record) = self.inherited.0.remove(path) else {
+            return;
+        };
+        // Something newer came by another way.
+        if self.values.contains(path) {
+            return;
+        }
+        let places = |reference: &&Reference| super::records::key(reference) == *record.key;
+        let Some(reference) = binding.references.iter().find(places) else {
+            return;
+        };
+        let Some(record) = self.records.same(&record) else {
+            return;
+        };
+        let fetched = record.fetched;
+        let Ok(cut) = cut(reference, record) else {
+            return;
+        };
+        let record = Arc::clone(&cut.record);
+        let number = self.next_number();
+        let number = self.shown_number(path, &cut.version, &cut.reference, number, true);
+        let kept = Kept {
+            generation: cut.generation(number),
+            binding: Arc::clone(binding),
+            record,
+            fetched,
+            asked: now,
+            forever: false,
+        };
+        self.keep(path, kept);
+    }
+
+    /// The records that secrets show, or showed before, and those secrets, each with whether it is ever shown stale.
+    fn shown_records(&self) -> Vec<ShownRecord> {
+        let mut shown: HashMap<Arc<Reference>, ShownRecord> = HashMap::new();
+        let kept = self.values.iter().map(|(path, kept)| {
+            let lasting = !kept.binding.stale.is_zero();
+            (path, &kept.record, lasting)
+        });
+        let inherited = self.inherited.0.iter();
+        let inherited = inherited.map(|(path, record)| (path, record, true));
+        for (path, record, lasting) in kept.chain(inherited) {
+            let one = shown
+                .entry(Arc::clone(&record.key))
+                .or_insert_with(|| ShownRecord {
+                    record: Arc::clone(record),
+                    shown_by: Vec::new(),
+                });
+            // They say the same (rule 11), one of them as of later.
+            if one.record.fetched < record.fetched {
+                one.record = Arc::clone(record);
+            }
+            one.shown_by.push((path.clone(), lasting));
+        }
+        shown.into_values().collect()
+    }
+}
+
+struct ShownRecord {
+    record: Arc<Record>,
+    shown_by: Vec<(SecretPath, bool)>,
+}
