@@ -56,6 +56,8 @@ pub struct Config {
     pub defaults: Option<DefaultsConfig>,
     /// How long values are kept.
     pub cache: CacheConfig,
+    /// What is kept for a start without a network, if anything is.
+    pub offline: Option<OfflineConfig>,
     /// Where accesses are written down.
     pub audit: AuditConfig,
     /// Where changes are heard beside the backends themselves.
@@ -407,6 +409,16 @@ impl Default for CacheConfig {
             timeout: Duration::from_secs(5),
         }
     }
+}
+
+/// `[offline]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OfflineConfig {
+    /// The file, sealed.
+    pub path: PathBuf,
+    /// How long past its TTL a value is served while the backend cannot be reached, also after the machine was off; where a
+    /// secret has no `stale` of its own.
+    pub max_age: Duration,
 }
 
 /// `[audit]`

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use crate::access::{Access, Permit};
 use crate::backend::BackendError;
-use crate::cache::{Binding, Cache, Fetch, Generation};
+use crate::cache::{Binding, Cache, Fetch, Generation, Served};
 use crate::caller::Caller;
 use crate::secret::{Name, SecretPath};
 use crate::sys::{Gid, Uid};
@@ -257,15 +257,17 @@ impl Tree {
         };
         let look = self.editions.current().look(&node.path);
         let follows = node.view.follows();
+        let (cache, path) = (Arc::clone(&self.cache), node.path.clone());
         let fetching = self.fetch_quietly(permit, binding, &node.view);
         fetching.map(move |fetch| {
+            let Served { generation, stale } = fetch.map_err(|error| FsError::from(&error))?;
             let Generation {
                 number,
                 version,
                 reference,
                 description,
                 ..
-            } = &*fetch.map_err(|error| FsError::from(&error))?.generation;
+            } = &*generation;
             match wanted {
                 Xattr::Version => Ok(version.to_string().into_bytes()),
                 // An earlier value's number is not known any more.
@@ -276,6 +278,11 @@ impl Tree {
                     let text = look.description.as_deref().or(description.as_deref());
                     text.map(|text| text.as_bytes().to_vec())
                         .ok_or(FsError::NoAttribute)
+                }
+                Xattr::StaleSince => {
+                    let since = cache.stale_since(&path).filter(|_| stale);
+                    let since = since.ok_or(FsError::NoAttribute)?;
+                    Ok(format!("{since:.0}").into_bytes())
                 }
             }
         })
@@ -295,15 +302,21 @@ impl Tree {
         };
         permit.waive();
         let catalogue = self.editions.current();
-        let fetched = catalogue
-            .binding(&node.path)
-            .and_then(|binding| self.cache.fresh(&node.path, &binding));
+        let binding = catalogue.binding(&node.path);
+        let fetched = binding
+            .as_ref()
+            .and_then(|binding| self.cache.fresh(&node.path, binding));
+        let follows = node.view.follows();
+        let stale = fetched.is_none() && node.view == View::Current;
+        let stale =
+            stale && binding.is_some_and(|binding| self.cache.has_stand_in(&node.path, &binding));
         let described = catalogue.look(&node.path).description.is_some()
             || fetched.is_some_and(|generation| generation.description.is_some());
         Ok(Xattr::ALL
             .into_iter()
             .filter(|xattr| *xattr != Xattr::Description || described)
-            .filter(|xattr| *xattr != Xattr::Generation || node.view.follows())
+            .filter(|xattr| *xattr != Xattr::Generation || follows)
+            .filter(|xattr| *xattr != Xattr::StaleSince || stale)
             .collect())
     }
 

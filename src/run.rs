@@ -28,7 +28,7 @@ use crate::cache::{Cache, Times};
 use crate::caller::procfs::Procfs;
 use crate::clock::Clock;
 use crate::config::accounts::System;
-use crate::config::{BackendConfig, Config, ConfigErrors, StoreConfig};
+use crate::config::{BackendConfig, Config, ConfigErrors, OfflineConfig, StoreConfig};
 use crate::control::handler::{Handler, Parts};
 use crate::control::server::{self, Limits};
 use crate::events::Events;
@@ -40,11 +40,13 @@ use crate::signal::Signals;
 use crate::sys::{self, SecretMemory};
 
 mod daemon;
+mod offline;
 mod revocations;
 mod state;
 mod watch;
 
 use daemon::Running;
+use offline::Offline;
 pub use revocations::read as kept_revocations;
 use watch::Print;
 
@@ -175,7 +177,12 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let brokers = config.signals.clone();
     let (signals, listening) = Signals::new(wired.cache.backends(), clock.clone());
     let brokers = brokers.listen(signals.hints().clone());
-    let running = Running::new(config, file, &wired, signals, ending, handle, clock);
+    let offline = wired.offline(config.offline.as_ref());
+    if let Some(offline) = &offline {
+        offline.load();
+    }
+    let kept = offline.clone();
+    let running = Running::new(config, file, &wired, signals, kept, (ending, handle), clock);
     let running = Arc::new(running);
 
     let session = Session::start(
@@ -214,6 +221,9 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         let tending = tokio::spawn(Arc::clone(&cache).tend());
         let listening = tokio::spawn(listening.run(tree));
         let brokers = tokio::spawn(brokers);
+        if let Some(offline) = &offline {
+            tokio::spawn(Arc::clone(offline).run());
+        }
         let mut lost = await_end(session)?;
         let mut accounts = tokio::time::interval(ACCOUNT_FILES);
         accounts.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -231,6 +241,11 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         brokers.abort();
         drop(end);
         tending.abort();
+        if let Some(offline) = offline {
+            // It says itself why it fails.
+            let last = tokio::task::spawn_blocking(move || drop(offline.write()));
+            drop(tokio::time::timeout(DRAIN, last).await);
+        }
         let control = tokio::time::timeout(DRAIN, control);
         let (_, ()) = tokio::join!(control, cache.end(DRAIN));
         why
@@ -360,6 +375,13 @@ impl Wired {
             unknown,
             clock: clock.clone(),
         })
+    }
+
+    fn offline(&self, config: Option<&OfflineConfig>) -> Option<Arc<Offline>> {
+        let (config, store) = (config?, self.stores.values().next()?);
+        let (cache, tree) = (Arc::clone(&self.cache), Arc::clone(&self.tree));
+        let offline = Offline::new(config, store.clone(), cache, tree, self.clock.clone());
+        Some(Arc::new(offline))
     }
 
     fn handler(self, daemon: Option<Arc<dyn crate::control::handler::Daemon>>) -> Handler {

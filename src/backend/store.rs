@@ -23,6 +23,7 @@ use crate::backend::{Fetched, Version};
 use crate::clock::Clock;
 use crate::secret::{MAX_VALUE, Name, SecretBytes, SecretPath};
 
+mod apart;
 mod archive;
 mod error;
 mod files;
@@ -36,6 +37,7 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
+pub use apart::ApartError;
 pub use error::StoreError;
 pub use identity::{Identity, IdentityError, Prompt, Protection};
 pub use repair::{Damage, Repaired, Report};

@@ -214,6 +214,13 @@ impl Cache {
             .then_some(generation)
     }
 
+    /// Whether an old value is given at present, because a backend cannot be reached.
+    #[must_use]
+    pub fn has_stand_in(&self, path: &SecretPath, binding: &Binding) -> bool {
+        let down = |backend: &Name| self.health.is_down(backend);
+        self.stands_in(path, binding, down).is_some()
+    }
+
     /// Nobody waits for what is on its way. If it is another generation than `shown`, or none, that is told.
     fn await_news(
         self: &Arc<Self>,

@@ -147,6 +147,11 @@ impl Leased {
         now < self.term().replacement()
     }
 
+    /// From when on another one should have been in its place.
+    pub(super) fn replacement(&self) -> Instant {
+        self.term().replacement()
+    }
+
     /// Whether its value is worth anything.
     pub(super) fn is_alive(&self, now: Instant) -> bool {
         now < self.term().ends()

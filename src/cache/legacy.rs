@@ -21,6 +21,10 @@ use crate::backend::{Reference, Version};
 use crate::clock::Clock;
 use crate::secret::{Name, SecretBytes, SecretPath};
 
+mod document;
+
+pub use document::Malformed;
+
 /// All of it.
 #[derive(Debug, Default)]
 pub struct Legacy {
@@ -136,7 +140,9 @@ impl Moment {
 }
 
 impl LeftPlace {
-    pub(super) fn of(place: &Reference) -> Self {
+    /// The place that a reference is about.
+    #[must_use]
+    pub fn of(place: &Reference) -> Self {
         Self {
             backend: place.backend.to_string(),
             path: place.path.clone(),
@@ -205,6 +211,20 @@ impl Cache {
             leases: leases.collect(),
             lists: lists.into_iter().filter(here).collect(),
         }
+    }
+
+    /// Since when the value that stands in for `path` is older than it should be: since its TTL was over, or its lease was to
+    /// be replaced. `None` if nothing is kept for it.
+    #[must_use]
+    pub fn stale_since(&self, path: &SecretPath) -> Option<Timestamp> {
+        let (at, ttl) = (Moment::of(&self.clock), self.times().ttl);
+        let state = self.state();
+        let kept = state.values.peek(path)?;
+        let since = match &kept.record.lease {
+            Some(lease) => lease.replacement(),
+            None => kept.fetched + kept.record.ttl(ttl),
+        };
+        Some(at.wall(since))
     }
 
     /// Says when [`Cache::legacy`] would be another one.

@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use crate::cli::input;
 use crate::cli::output::{Mood, Styled, note, plain, printable};
 use crate::cli::session::{Session, understand};
-use crate::control::answers::{AuditLine, AuditSummary, Explained, SignalStatus, Status};
+use crate::control::answers::{
+    AuditLine, AuditSummary, Explained, OfflineStatus, SignalStatus, Status,
+};
 use crate::control::client::Upload;
 use crate::control::protocol::{AuditQuery, Subject};
 use crate::control::{Failure, Kind, Request};
@@ -68,6 +70,10 @@ pub(crate) fn status(session: &mut Session) -> Result<(), Failure> {
         status.cached, status.cached_bytes, status.fetching, status.handles
     );
     row("cache", cache, Mood::Plain);
+    if let Some(offline) = &status.offline {
+        let (text, mood) = kept(offline);
+        row("offline", text, mood);
+    }
     match status.audit_failure {
         Some(failure) => row("audit", failure, Mood::Bad),
         None => row("audit", format!("{} lines", status.audit_lines), Mood::Good),
@@ -101,6 +107,24 @@ fn noticed(signals: &SignalStatus) -> String {
         when(signals.polled),
         when(signals.heard)
     )
+}
+
+/// What a start without a network could show.
+fn kept(offline: &OfflineStatus) -> (String, Mood) {
+    let OfflineStatus {
+        path,
+        secrets,
+        written,
+        trouble,
+    } = offline;
+    match (trouble, written) {
+        (Some(trouble), _) => (trouble.clone(), Mood::Bad),
+        (None, Some(written)) => (
+            format!("{secrets} secrets in {path}, written {written:.0}"),
+            Mood::Good,
+        ),
+        (None, None) => (format!("{path}, not written yet"), Mood::Plain),
+    }
 }
 
 fn unseen(records: usize) -> String {

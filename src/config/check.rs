@@ -18,6 +18,7 @@ use crate::config::{
 use crate::secret::{Name, SecretPath};
 
 mod backends;
+mod offline;
 mod rules;
 mod signals;
 
@@ -31,7 +32,7 @@ const MIN_AUDIT_SIZE: u64 = 4096;
 mod keys {
     pub(super) const TOP: &[&str] = &[
         "mount", "runtime", "state", "user", "watch", "manage", "backends", "services", "defaults",
-        "cache", "audit", "signals",
+        "cache", "offline", "audit", "signals",
     ];
     pub(super) const STORE: &[&str] = &["type", "path", "identity"];
     pub(super) const FILE: &[&str] = &["file"];
@@ -81,6 +82,7 @@ mod keys {
     pub(super) const SIGNALS: &[&str] = &["nats"];
     pub(super) const NATS: &[&str] = &["url", "subject", "ca", "credentials", "token"];
     pub(super) const CACHE: &[&str] = &["ttl", "stale", "timeout"];
+    pub(super) const OFFLINE: &[&str] = &["path", "max_age"];
     pub(super) const AUDIT: &[&str] = &["path", "on_failure", "max_size", "keep", "detail"];
 }
 
@@ -125,14 +127,17 @@ fn sections(top: &Section<'_>, file: &Path, accounts: &dyn Accounts) -> Config {
         defaults: top
             .get("defaults")
             .and_then(|item| defaults(&item, &backends)),
-        backends: backends
-            .into_iter()
-            .filter_map(|(name, backend)| Some((name, backend?)))
-            .collect(),
         cache: top
             .get("cache")
             .map(|item| cache(&item))
             .unwrap_or_default(),
+        offline: top
+            .get("offline")
+            .and_then(|item| offline::offline(&item, &backends)),
+        backends: backends
+            .into_iter()
+            .filter_map(|(name, backend)| Some((name, backend?)))
+            .collect(),
         audit: top
             .get("audit")
             .map(|item| audit(&item))
@@ -180,6 +185,9 @@ fn places(top: &Section<'_>, config: &Config) {
     }
     let signals = signals::files(&config.signals).into_iter();
     needed.extend(signals.map(|(key, path)| (format!("`signals.{key}`"), path)));
+    if let Some(offline) = &config.offline {
+        needed.push(("`offline.path`".to_owned(), &offline.path));
+    }
     if let AuditTarget::File(path) = &config.audit.target {
         needed.push(("`audit.path`".to_owned(), path));
     }

@@ -113,6 +113,22 @@ pub struct Status {
     /// What is revoked now.
     #[serde(default)]
     pub revoked: Vec<Revocation>,
+    /// What is kept for a start without a network; left out if nothing is, or no daemon runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offline: Option<OfflineStatus>,
+}
+
+/// What is kept for a start without a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfflineStatus {
+    /// The file.
+    pub path: String,
+    /// How many secrets can be shown from it.
+    pub secrets: usize,
+    /// When it was last written.
+    pub written: Option<Timestamp>,
+    /// Why it was not, if it was not.
+    pub trouble: Option<String>,
 }
 
 /// Of `unrevoke`. `revoke` answers with the [`Revocation`].

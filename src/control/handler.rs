@@ -23,7 +23,7 @@ use crate::cache::Cache;
 use crate::caller::{Caller, Lookup};
 use crate::clock::Clock;
 use crate::config::AuditTarget;
-use crate::control::answers::Reloaded;
+use crate::control::answers::{OfflineStatus, Reloaded};
 use crate::control::protocol::Request;
 use crate::control::{Answer, Body, Commands, Event, Exchange, Failure, Kind};
 use crate::fs::{Change, Tree};
@@ -76,7 +76,8 @@ pub trait Daemon: Send + Sync + fmt::Debug {
     /// What is wrong with the config.
     fn reload(&self) -> Result<Reloaded, String>;
 
-    /// Writes the revocations that are in force to the state folder, so that they outlive a restart.
+    /// Writes the revocations that are in force to the state folder, so that they outlive a restart, and has nothing of what
+    /// is revoked in what is kept for a start without a network.
     ///
     /// # Errors
     /// Why they will not.
@@ -90,6 +91,9 @@ pub trait Daemon: Send + Sync + fmt::Debug {
 
     /// How changes at this backend are noticed, unless it announces them.
     fn signals(&self, backend: &Name) -> Option<Report>;
+
+    /// What is kept for a start without a network, if anything is.
+    fn offline(&self) -> Option<OfflineStatus>;
 
     /// Where the secrets appear.
     fn mount(&self) -> String;

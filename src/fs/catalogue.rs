@@ -75,7 +75,9 @@ impl Catalogue {
     /// The tree of a config. Owners that are not known yet are shown as root's; their services are closed meanwhile.
     #[must_use]
     pub fn new(config: &Config, accounts: &dyn Accounts) -> Self {
-        let stale = config.cache.stale;
+        let kept = config.offline.as_ref();
+        let stale = kept.map_or(Duration::ZERO, |offline| offline.max_age);
+        let stale = stale.max(config.cache.stale);
         let listed = |secret: &SecretConfig| Listed {
             binding: (!secret.from.is_empty()).then(|| {
                 let stale = secret.stale.unwrap_or(stale);

@@ -75,15 +75,18 @@ pub enum Xattr {
     Reference,
     /// For people.
     Description,
+    /// Since when it is older than it should be, if the backend cannot be reached.
+    StaleSince,
 }
 
 impl Xattr {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Version,
         Self::Generation,
         Self::Reference,
         Self::Description,
+        Self::StaleSince,
     ];
 
     /// Its name.
@@ -94,6 +97,7 @@ impl Xattr {
             Self::Generation => "user.secretfs.generation",
             Self::Reference => "user.secretfs.reference",
             Self::Description => "user.secretfs.description",
+            Self::StaleSince => "user.secretfs.stale_since",
         }
     }
 }

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::offline::Offline;
 use super::watch::Print;
 use super::{ACCOUNTS, Wired, revocations, times};
 use crate::cache::Cache;
@@ -17,7 +18,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::accounts::System;
 use crate::config::changes::changes;
-use crate::control::answers::Reloaded;
+use crate::control::answers::{OfflineStatus, Reloaded};
 use crate::control::handler::Daemon;
 use crate::fs::{Catalogue, Tree};
 use crate::keeper;
@@ -44,6 +45,8 @@ pub(super) struct Running {
     watched: watch::Sender<bool>,
     ending: Mutex<UnixStream>,
     state: PathBuf,
+    /// What is kept for a start without a network.
+    offline: Option<Arc<Offline>>,
     /// Held while revocations are written, so that what is written last is what is in force.
     keeping: Mutex<()>,
     runtime: Handle,
@@ -70,8 +73,8 @@ impl Running {
         file: Print,
         wired: &Wired,
         signals: Signals,
-        ending: UnixStream,
-        runtime: Handle,
+        offline: Option<Arc<Offline>>,
+        (ending, runtime): (UnixStream, Handle),
         clock: &Clock,
     ) -> Self {
         Self {
@@ -79,6 +82,7 @@ impl Running {
             tree: Arc::clone(&wired.tree),
             signals,
             state: config.state.clone(),
+            offline,
             keeping: Mutex::default(),
             turn: Mutex::new(Turn {
                 file,
@@ -195,6 +199,10 @@ impl Running {
         tracing::info!("the config was read again: {changes}");
         drop(turn);
         self.enforce();
+        // What the config does not show any more goes; a failure is said by whoever meets it.
+        if let Some(offline) = &self.offline {
+            drop(offline.write());
+        }
         Ok(reloaded)
     }
 
@@ -248,7 +256,10 @@ impl Daemon for Running {
     fn keep_revocations(&self) -> Result<(), String> {
         let _turn = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         revocations::write(&self.state, &self.tree.access().revocations())
-            .map_err(|error| error.to_string())
+            .map_err(|error| error.to_string())?;
+        self.offline
+            .as_ref()
+            .map_or(Ok(()), |offline| offline.write())
     }
 
     fn stop(&self) {
@@ -267,6 +278,10 @@ impl Daemon for Running {
 
     fn signals(&self, backend: &Name) -> Option<Report> {
         self.signals.report(backend)
+    }
+
+    fn offline(&self) -> Option<OfflineStatus> {
+        self.offline.as_ref().map(|offline| offline.status())
     }
 
     fn mount(&self) -> String {
@@ -290,6 +305,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
             old.backends != new.backends,
         ),
         ("[audit]", old.audit != new.audit),
+        ("[offline]", old.offline != new.offline),
         ("[signals]", old.signals != new.signals),
     ];
     changed

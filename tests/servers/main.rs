@@ -25,6 +25,7 @@ mod identities;
 mod leases;
 mod methods;
 mod network;
+mod offline;
 mod reading;
 mod relay;
 mod signals;

@@ -7,6 +7,7 @@ use super::seal::Unreadable;
 use super::storage::fake::Fake;
 use super::*;
 
+mod apart;
 mod archive;
 mod crowd;
 mod damage;

@@ -4,6 +4,7 @@ use super::*;
 use crate::config::{ConfigErrors, IdSpec, accounts};
 use crate::sys::{Gid, Uid};
 
+mod offline;
 mod servers;
 mod signals;
 
@@ -174,8 +175,8 @@ const WRONG: &[(&str, &str)] = &[
         "c.toml:5: cache.foo: unknown key: known here are `ttl`, `stale`, `timeout`",
     ),
     (
-        "[offline]\nmax = 1",
-        "c.toml:4: offline: unknown key: known here are",
+        "[rotation]\nmax = 1",
+        "c.toml:4: rotation: unknown key: known here are",
     ),
     ("[cache]\n\"a b\\n\" = 1", "cache.\"a b\\n\": unknown key"),
     (

@@ -52,6 +52,7 @@ impl Job<'_> {
                 .in_force(self.parts.clock.timestamp())
                 .cloned()
                 .collect(),
+            offline: daemon.and_then(|daemon| daemon.offline()),
         })
     }
 

@@ -81,6 +81,10 @@ impl Daemon for FakeDaemon {
         })
     }
 
+    fn offline(&self) -> Option<OfflineStatus> {
+        None
+    }
+
     fn mount(&self) -> String {
         "/secrets".to_owned()
     }

@@ -1,0 +1,225 @@
+//! What is kept for a start without a network: `[offline]`.
+//!
+//! The file is what the cache would leave, sealed as the store is. It is written when that changes, after a moment in which
+//! more may change; at once when something must not be in it any more.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use crate::backend::store::Store;
+use crate::cache::legacy::{Gap, LeftList, LeftPlace, LeftRecord, Legacy};
+use crate::cache::{BUDGET, Cache};
+use crate::clock::Clock;
+use crate::config::OfflineConfig;
+use crate::control::answers::OfflineStatus;
+use crate::fs::Tree;
+use crate::secret::SecretPath;
+
+/// How long more changes are waited for.
+const MOMENT: Duration = Duration::from_secs(1);
+/// How much older than it is a value may be called in the file, so that a disk is not written to at each TTL.
+const OLDER: Duration = Duration::from_secs(3600);
+/// How long after a write that failed another one is tried.
+const AGAIN: Duration = Duration::from_secs(30);
+/// The largest file that is read: all values that a cache holds, and what is said about them.
+const LIMIT: usize = 2 * BUDGET;
+
+/// The file.
+#[derive(Debug)]
+pub(super) struct Offline {
+    path: PathBuf,
+    max_age: Duration,
+    store: Store,
+    cache: Arc<Cache>,
+    tree: Arc<Tree>,
+    clock: Clock,
+    /// Held while the file is written, so that what is written last is what is so.
+    written: Mutex<Option<Written>>,
+    trouble: Mutex<Option<String>>,
+}
+
+/// What stands in the file.
+#[derive(Debug)]
+struct Written {
+    content: Content,
+    at: Instant,
+    when: Timestamp,
+}
+
+/// All but the values and their ages.
+#[derive(Debug, PartialEq, Eq)]
+struct Content {
+    records: Vec<(LeftPlace, String, Vec<SecretPath>)>,
+    lists: Vec<LeftList>,
+}
+
+impl Content {
+    fn of(legacy: &Legacy) -> Self {
+        let record = |(left, _): &(LeftRecord, _)| {
+            (
+                left.place.clone(),
+                left.version.to_string(),
+                left.shown_by.clone(),
+            )
+        };
+        Self {
+            records: legacy.records.iter().map(record).collect(),
+            lists: legacy.lists.clone(),
+        }
+    }
+}
+
+impl Offline {
+    pub(super) fn new(
+        config: &OfflineConfig,
+        store: Store,
+        cache: Arc<Cache>,
+        tree: Arc<Tree>,
+        clock: Clock,
+    ) -> Self {
+        Self {
+            path: config.path.clone(),
+            max_age: config.max_age,
+            store,
+            cache,
+            tree,
+            clock,
+            written: Mutex::default(),
+            trouble: Mutex::default(),
+        }
+    }
+
+    /// Gives the cache what the file has. A file that is not believed is said to be so, and is of no use: there is nothing
+    /// in it that a backend does not have.
+    pub(super) fn load(&self) {
+        let read = self.store.read_apart(&self.path, LIMIT);
+        let parsed = match read {
+            Ok(None) => return,
+            Ok(Some(bytes)) => Legacy::parse(&bytes).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match parsed {
+            Ok(mut legacy) => {
+                self.sift(&mut legacy);
+                tracing::info!(
+                    records = legacy.records.len(),
+                    "values are kept for backends that cannot be reached"
+                );
+                self.cache.inherit(legacy, Gap::Unknown);
+            }
+            Err(why) => tracing::error!(
+                "offline.path: {}: {why}: nothing in it is used, and it is written anew when values are fetched",
+                self.path.display()
+            ),
+        }
+    }
+
+    /// Keeps the file as it has to be, for as long as it is waited for.
+    pub(super) async fn run(self: Arc<Self>) {
+        let mut revision = self.cache.revision();
+        loop {
+            let seen = *revision.borrow_and_update();
+            let offline = Arc::clone(&self);
+            let written = tokio::task::spawn_blocking(move || offline.write()).await;
+            let pause = match written {
+                Ok(Ok(())) => MOMENT,
+                Ok(Err(_)) | Err(_) => AGAIN,
+            };
+            let gone = revision.wait_for(|now| now.gone != seen.gone);
+            let _ = tokio::time::timeout(pause, gone).await;
+            if revision.wait_for(|now| *now != seen).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Writes the file if something else should stand in it.
+    ///
+    /// # Errors
+    /// Why it was not written. Then there is none, if that can be helped: something in it may have been taken away.
+    pub(super) fn write(&self) -> Result<(), String> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut legacy = self.cache.legacy(Gap::Unknown);
+        self.sift(&mut legacy);
+        legacy
+            .records
+            .sort_by(|(one, _), (other, _)| one.shown_by.cmp(&other.shown_by));
+        let (content, now) = (Content::of(&legacy), self.clock.now());
+        let older = OLDER.min(self.max_age / 20);
+        let same = written.as_ref().is_some_and(|written| {
+            written.content == content && now.saturating_duration_since(written.at) < older
+        });
+        if same {
+            return Ok(());
+        }
+        let result = self.replace(&legacy);
+        let trouble = result.as_ref().err().cloned();
+        *written = result.is_ok().then(|| Written {
+            content,
+            at: now,
+            when: self.clock.timestamp(),
+        });
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        result
+    }
+
+    fn replace(&self, legacy: &Legacy) -> Result<(), String> {
+        let path = self.path.display();
+        let removed =
+            |error: io::Error| format!("offline.path: {path}: cannot be removed: {error}");
+        if legacy.records.is_empty() && legacy.lists.is_empty() {
+            return Store::remove_apart(&self.path).map_err(removed);
+        }
+        let written = self.store.write_apart(&self.path, |to| legacy.write(to));
+        written.map_err(|error| {
+            let error = format!("offline.path: {error}");
+            tracing::error!("{error}");
+            match Store::remove_apart(&self.path) {
+                Ok(()) => error,
+                Err(also) => format!("{error}; {}", removed(also)),
+            }
+        })
+    }
+
+    /// Drops what is too old, and what the config does not show any more.
+    fn sift(&self, legacy: &mut Legacy) {
+        let (catalogue, now) = (self.tree.catalogue(), self.clock.timestamp());
+        legacy.records.retain_mut(|(left, _)| {
+            let age = Duration::try_from(now.duration_since(left.fetched)).unwrap_or_default();
+            left.shown_by.retain(|path| {
+                let binding = catalogue.binding(path);
+                binding.is_some_and(|binding| {
+                    let mut references = binding.references.iter();
+                    !binding.stale.is_zero()
+                        && references.any(|one| LeftPlace::of(one) == left.place)
+                })
+            });
+            age < self.max_age && !left.shown_by.is_empty()
+        });
+    }
+
+    /// How it is, for `status`.
+    pub(super) fn status(&self) -> OfflineStatus {
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let secrets = written.as_ref().map(|written| {
+            let records = written.content.records.iter();
+            let secrets: BTreeSet<_> = records.flat_map(|(_, _, paths)| paths).collect();
+            secrets.len()
+        });
+        OfflineStatus {
+            path: self.path.display().to_string(),
+            secrets: secrets.unwrap_or_default(),
+            written: written.as_ref().map(|written| written.when),
+            trouble: self
+                .trouble
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+        }
+    }
+}
