@@ -23,15 +23,18 @@ use crate::sys::Uid;
 mod denied;
 mod limit;
 mod permit;
+mod spread;
 #[cfg(test)]
 mod tests;
 
 pub use denied::{Denied, Explanation, Recheck};
 pub use limit::{BURST, EVERY, Limited};
 pub use permit::{Mandate, Permit};
+pub use spread::{DISTINCT, Spread, WINDOW};
 
 use limit::Limiter;
 use permit::Account;
+use spread::Spreads;
 
 /// On whose word accesses are allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +55,7 @@ pub struct Access {
     audit: Audit,
     full_detail: bool,
     fresh: Limiter,
+    spread: Spreads,
     clock: Clock,
     events: Events,
 }
@@ -91,6 +95,7 @@ impl Access {
             audit,
             full_detail,
             fresh: Limiter::default(),
+            spread: Spreads::default(),
             clock,
             events: Events::default(),
         }

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use jiff::Timestamp;
 
-use crate::access::{Access, Permit};
-use crate::backend::BackendError;
+use crate::access::{Access, Denied, Permit};
+use crate::backend::{BackendError, Version};
 use crate::cache::{Binding, Cache, Fetch, Generation, Served};
 use crate::caller::Caller;
 use crate::secret::{Name, SecretPath};
@@ -156,12 +156,9 @@ impl Tree {
                 tree.noticed(&node, &served.generation);
                 Ok(tree.file(&node))
             }
-            Err(BackendError::Absent(_)) => Err(FsError::Absent),
+            Err(FsError::Absent) => Err(FsError::Absent),
             // What cannot be fetched now has the size of what was never fetched; open(2) says what is wrong.
-            Err(BackendError::Refused(_))
-            | Err(
-                BackendError::Unreachable(_) | BackendError::Timeout(_) | BackendError::Unusable(_),
-            ) => Ok(tree.file(&node)),
+            Err(_) => Ok(tree.file(&node)),
         })
     }
 
@@ -260,7 +257,7 @@ impl Tree {
         let (cache, path) = (Arc::clone(&self.cache), node.path.clone());
         let fetching = self.fetch_quietly(permit, binding, &node.view);
         fetching.map(move |fetch| {
-            let Served { generation, stale } = fetch.map_err(|error| FsError::from(&error))?;
+            let Served { generation, stale } = fetch?;
             let Generation {
                 number,
                 version,
@@ -322,40 +319,61 @@ impl Tree {
 
     /// The value that a permit is for, from where [`Tree::permitted`] says. The caller settles the permit when it knows how
     /// the access ended.
+    ///
+    /// # Errors
+    /// [`Denied`] if a backend would have to be asked, and was for too many other secrets.
     pub fn fetch(
         self: &Arc<Self>,
         permit: &Permit,
         binding: Option<Arc<Binding>>,
-    ) -> Answer<Fetch> {
+    ) -> Result<Answer<Fetch>, Denied> {
         let (tree, path) = (Arc::clone(self), permit.path().clone());
-        let fetching = self.fetch_view(permit, binding, &View::Current);
-        fetching.map(move |fetch| {
+        let fetching = self.fetch_view(permit, binding, &View::Current)?;
+        Ok(fetching.map(move |fetch| {
             if let (Ok(served), Some(node)) = (&fetch, tree.inodes.current(&path)) {
                 tree.noticed(&node, &served.generation);
             }
             fetch
-        })
+        }))
     }
 
     /// What a view shows.
+    /// A version of it, which may be another than the one that is shown.
+    ///
+    /// # Errors
+    /// As [`Tree::fetch`].
+    pub fn fetch_version(
+        &self,
+        permit: &Permit,
+        binding: Option<Arc<Binding>>,
+        version: &Version,
+    ) -> Result<Answer<Fetch>, Denied> {
+        self.fetch_view(permit, binding, &View::Version(version.clone()))
+    }
+
     fn fetch_view(
         &self,
         permit: &Permit,
         binding: Option<Arc<Binding>>,
         view: &View,
-    ) -> Answer<Fetch> {
+    ) -> Result<Answer<Fetch>, Denied> {
         let path = permit.path();
         let Some(binding) = binding else {
-            return Answer::Ready(Err(BackendError::Absent(format!(
+            return Ok(Answer::Ready(Err(BackendError::Absent(format!(
                 "{path}: no binding and no source in the config"
-            ))));
+            )))));
         };
-        match view {
+        // Nothing is asked before it is waited for.
+        let fetching = match view {
             View::Current => self.cache.get(path, &binding),
-            View::Fresh => self.cache.refresh(path, &binding),
+            View::Fresh => return Ok(self.cache.refresh(path, &binding)),
             View::Previous => self.cache.previous(path, &binding),
             View::Version(version) => self.cache.version(path, &binding, version),
+        };
+        if matches!(fetching, Answer::Pending(_)) && self.cache.asks_elsewhere(&binding) {
+            self.access.may_fetch(permit)?;
         }
+        Ok(fetching)
     }
 
     /// The same for a question that is no access of its own: only worth a line in the audit log if a backend was asked.
@@ -364,21 +382,25 @@ impl Tree {
         permit: Permit,
         binding: Option<Arc<Binding>>,
         view: &View,
-    ) -> Answer<Fetch> {
+    ) -> Answer<Reply<Served>> {
         // Only an open asks for the newest.
         let view = match view {
             View::Fresh => &View::Current,
             view @ (View::Current | View::Previous | View::Version(_)) => view,
         };
         match self.fetch_view(&permit, binding, view) {
-            Answer::Ready(fetch) => {
-                permit.waive();
-                Answer::Ready(fetch)
+            Err(denied) => {
+                permit.refuse(&denied, None);
+                Answer::Ready(Err(FsError::Denied))
             }
-            Answer::Pending(fetch) => Answer::Pending(Box::pin(async move {
+            Ok(Answer::Ready(fetch)) => {
+                permit.waive();
+                Answer::Ready(fetch.map_err(|error| FsError::from(&error)))
+            }
+            Ok(Answer::Pending(fetch)) => Answer::Pending(Box::pin(async move {
                 let fetch = fetch.await;
                 open::settle(permit, &fetch);
-                fetch
+                fetch.map_err(|error| FsError::from(&error))
             })),
         }
     }

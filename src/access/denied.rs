@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Limited;
+use super::{Limited, Spread};
 use crate::audit::Outcome;
 use crate::caller::{Caller, CallerError};
 use crate::policy::revocation::Revocation;
@@ -32,6 +32,9 @@ pub enum Denied {
     /// The policy allows it, but the caller's uid asked for the newest too often.
     #[error(transparent)]
     Limited(#[from] Limited),
+    /// The policy allows it, but too many different secrets were fetched for the caller's uid.
+    #[error(transparent)]
+    Spread(#[from] Spread),
 }
 
 impl Denied {
@@ -41,7 +44,8 @@ impl Denied {
             | Self::Caller(_)
             | Self::Audit(_)
             | Self::Unsettled
-            | Self::Limited(_) => Outcome::Denied,
+            | Self::Limited(_)
+            | Self::Spread(_) => Outcome::Denied,
             Self::Revoked(_) | Self::Taken => Outcome::Revoked,
         }
     }

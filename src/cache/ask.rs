@@ -157,6 +157,16 @@ impl Cache {
         })
     }
 
+    /// Whether one of the backends that could be asked is elsewhere: what announces its changes is here.
+    #[must_use]
+    pub fn asks_elsewhere(&self, binding: &Binding) -> bool {
+        let mut references = binding.references.iter();
+        references.any(|reference| {
+            let backend = self.backends.get(&reference.backend);
+            backend.is_some_and(|backend| !backend.announces_changes())
+        })
+    }
+
     /// True if every place that was asked until `found` says when it changes: also those that had nothing yet.
     pub(super) fn is_announced(&self, binding: &Binding, found: &Reference) -> bool {
         let asked = binding.references.iter().position(|one| one == found);

@@ -262,6 +262,7 @@ impl Job<'_> {
             }
             Denied::Unsettled => "ask again".to_owned(),
             Denied::Limited(_) => "try again then".to_owned(),
+            Denied::Spread(_) => "try again in a minute".to_owned(),
         };
         Failure::new(Kind::Denied, format!("denied: {denied}: {mend}"))
     }

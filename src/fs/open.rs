@@ -89,14 +89,21 @@ impl Tree {
                 reads,
             },
         );
-        self.fetch_at(&permit, &place).then(move |fetch| {
-            match tree.attempt(&place, permit, fetch, Sharing::Never) {
+        let fetching = match self.fetch_at(&permit, &place) {
+            Ok(fetching) => fetching,
+            Err(denied) => {
+                permit.refuse(&denied, None);
+                return Answer::Ready(Err(FsError::Denied));
+            }
+        };
+        fetching.then(
+            move |fetch| match tree.attempt(&place, permit, fetch, Sharing::Never) {
                 Attempt::Ended(reply) => Answer::Ready(reply),
                 Attempt::Occupied(permit, served) => Answer::Pending(Box::pin(async move {
                     tree.attempt_later(&place, *permit, served, back).await
                 })),
-            }
-        })
+            },
+        )
     }
 
     /// Opens an inode that has shown another generation, or shows one to somebody else.
@@ -145,7 +152,13 @@ impl Tree {
         for _ in 0..OVERTAKEN {
             let number = last.generation.number;
             let fetch = if node.view == View::Current && node.secret.outdates(number) {
-                self.fetch_at(&permit, place).wait().await
+                match self.fetch_at(&permit, place) {
+                    Ok(fetching) => fetching.wait().await,
+                    Err(denied) => {
+                        permit.refuse(&denied, None);
+                        return Err(FsError::Denied);
+                    }
+                }
             } else {
                 Ok(last)
             };
@@ -199,12 +212,12 @@ impl Tree {
         }
     }
 
-    fn fetch_at(&self, permit: &Permit, place: &Place) -> Answer<Fetch> {
+    fn fetch_at(&self, permit: &Permit, place: &Place) -> Result<Answer<Fetch>, Denied> {
         match place.kept() {
-            Some(generation) => Answer::Ready(Ok(Served {
+            Some(generation) => Ok(Answer::Ready(Ok(Served {
                 generation,
                 stale: false,
-            })),
+            }))),
             None => self.fetch_view(permit, place.binding.clone(), &place.node.view),
         }
     }

@@ -163,7 +163,10 @@ async fn extended_attributes_are_for_those_who_may_read() {
         world.tree.listxattr(caller(1), plain).unwrap(),
         Xattr::ALL[..3]
     );
-    assert_eq!(world.tree.listxattr(caller(2), narrow).unwrap(), Xattr::ALL);
+    assert_eq!(
+        world.tree.listxattr(caller(2), narrow).unwrap(),
+        Xattr::ALL[..4]
+    );
     let number = |text: Reply<String>| text.unwrap().parse::<u64>().unwrap();
     let before = number(get(1, plain, "user.secretfs.generation").await);
     world.put("a:app/plain", "two").await;
@@ -171,10 +174,42 @@ async fn extended_attributes_are_for_those_who_may_read() {
     assert_eq!(get(1, plain, "user.secretfs.version").await.unwrap(), "2");
     let described = get(1, plain, "user.secretfs.description").await;
     assert_eq!(described.unwrap(), "the backend's word");
-    assert_eq!(world.tree.listxattr(caller(1), plain).unwrap(), Xattr::ALL);
+    assert_eq!(
+        world.tree.listxattr(caller(1), plain).unwrap(),
+        Xattr::ALL[..4]
+    );
     assert!(number(get(1, plain, "user.secretfs.generation").await) > before);
     world.a.weather(Weather::Down);
     world.put("a:app/plain", "three").await;
     let down = get(1, plain, "user.secretfs.version").await;
     assert_eq!(down, Err(FsError::Unreachable));
+}
+
+#[tokio::test]
+async fn a_value_that_stands_in_says_since_when_it_is_old() {
+    const SINCE: &str = "user.secretfs.stale_since";
+    let world = world();
+    let plain = world.ino("app/plain").await;
+    let get = || world.tree.getxattr(caller(1), plain, OsStr::new(SINCE));
+    assert_eq!(get().wait().await.unwrap_err(), FsError::NoAttribute);
+    let fetched = world.clock.timestamp();
+    world.a.weather(Weather::Down);
+    world.later(100);
+    let since = String::from_utf8(get().wait().await.unwrap()).unwrap();
+    let since: jiff::Timestamp = since.parse().unwrap();
+    let ttl = since.as_second() - fetched.as_second();
+    assert_eq!(ttl, 60, "the TTL");
+    let listed = world.tree.listxattr(caller(1), plain).unwrap();
+    assert!(listed.contains(&Xattr::StaleSince));
+    let denied = world.tree.getxattr(caller(9), plain, OsStr::new(SINCE));
+    assert_eq!(denied.wait().await.unwrap_err(), FsError::Denied);
+    world.a.weather(Weather::Fine);
+    world.later(10);
+    // Nobody waits for it to be found back.
+    let mut back = get().wait().await;
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+        back = get().wait().await;
+    }
+    assert_eq!(back.unwrap_err(), FsError::NoAttribute);
 }

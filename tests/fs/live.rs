@@ -153,7 +153,13 @@ async fn who_finds_a_newer_value_wakes_the_others_whatever_way_it_came() {
             _ => {
                 let permit = world.access.open(caller(1), &path, "get").unwrap();
                 let binding = world.tree.catalogue().binding(&path);
-                world.tree.fetch(&permit, binding).wait().await.unwrap();
+                world
+                    .tree
+                    .fetch(&permit, binding)
+                    .unwrap()
+                    .wait()
+                    .await
+                    .unwrap();
             }
         }
         assert_eq!(world.kernel.woken(), [Waiter(7)], "{way}");

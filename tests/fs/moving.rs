@@ -91,7 +91,13 @@ async fn nor_before_the_one_that_a_reader_has_found_out() {
     let path = "app/plain".parse().unwrap();
     let permit = world.access.open(caller(1), &path, "get").unwrap();
     let binding = world.tree.catalogue().binding(permit.path());
-    let found = world.tree.fetch(&permit, binding).wait().await.unwrap();
+    let found = world
+        .tree
+        .fetch(&permit, binding)
+        .unwrap()
+        .wait()
+        .await
+        .unwrap();
     permit.waive();
     assert_eq!(found.generation.value.expose(), b"found");
     // Once for this name, and once for the other that comes from the same place, which nobody has asked for yet.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use secretfs::access::DISTINCT;
 use secretfs::caller::Caller;
 use secretfs::fs::{FsError, Ino};
 use secretfs::sys::{Gid, Tid, Uid};
@@ -267,4 +268,31 @@ async fn a_reload_holds_from_the_next_call_on() {
     world.cat(4, "app/pass").await.unwrap();
     world.reload(&moved);
     assert_eq!(world.cat(1, "app/pass").await.unwrap(), "bo");
+}
+
+#[tokio::test]
+async fn a_uid_has_so_many_different_secrets_fetched_in_a_minute_and_reads_what_is_here() {
+    let world = world();
+    let name = |number: usize| format!("app/n{number}");
+    for number in 0..=DISTINCT {
+        world.a.put(&name(number), "value");
+    }
+    for number in 0..DISTINCT {
+        assert_eq!(world.cat(1, &name(number)).await.unwrap(), "value");
+    }
+    let last = name(DISTINCT);
+    let reads = world.a.reads();
+    assert_eq!(world.cat(1, &last).await, Err(FsError::Denied));
+    assert_eq!(world.a.reads(), reads, "nobody was asked");
+    // What is here, another uid, and then what that one had fetched.
+    assert!(world.cat(1, &name(0)).await.is_ok());
+    assert!(world.cat(2, &last).await.is_ok());
+    assert!(world.cat(1, &last).await.is_ok());
+    world.later(60);
+    assert!(world.cat(1, &name(1)).await.is_ok());
+    let line = format!("1 open {last} denied");
+    assert_eq!(
+        world.log.lines().iter().filter(|one| **one == line).count(),
+        1
+    );
 }

@@ -134,7 +134,11 @@ impl Lasting {
         let (mut permit, mut binding) = self.permit(&path).await?;
         let (mut base, mut looked) = (after, false);
         loop {
-            let fetched = self.parts.tree.fetch(&permit, binding).wait().await;
+            let fetching = match self.parts.tree.fetch(&permit, binding) {
+                Ok(fetching) => fetching,
+                Err(denied) => return self.refuse(permit, denied).await,
+            };
+            let fetched = fetching.wait().await;
             let mut patience = self.parts.cache.ttl().max(LOOK);
             match (fetched, base) {
                 (Ok(served), Some(base)) if served.generation.number != base => {
@@ -213,6 +217,15 @@ impl Lasting {
             Ok(permitted) => Ok(permitted),
             Err(_) => self.permit(&path).await,
         }
+    }
+
+    async fn refuse(&self, permit: Permit, denied: Denied) -> Result<Answer, Failure> {
+        self.blocking(move |job| {
+            let mend = reading_rule(permit.path());
+            permit.refuse_now(&denied, None).map_err(unwritten)?;
+            Err(job.denied(&denied, &mend))
+        })
+        .await
     }
 
     async fn settle(

@@ -7,7 +7,7 @@ use super::{
     Job, Keeper, Place, answer, backend_failure, failed, settle, store_failure, unwritten,
     writing_failure,
 };
-use crate::access::Permit;
+use crate::access::{Denied, Permit};
 use crate::audit::Outcome;
 use crate::backend::{BackendError, Version};
 use crate::cache::{Binding, Fetch, Served};
@@ -121,7 +121,14 @@ impl Job<'_> {
         version: Option<Version>,
     ) -> Result<Answer, Failure> {
         let (mut permit, binding) = self.permit(path, "get")?;
-        match self.fetch(&permit, binding, version.as_ref()) {
+        let fetch = match self.fetch(&permit, binding, version.as_ref()) {
+            Ok(fetch) => fetch,
+            Err(denied) => {
+                permit.refuse_now(&denied, None).map_err(unwritten)?;
+                return Err(self.denied(&denied, &reading_rule(path)));
+            }
+        };
+        match fetch {
             Ok(Served { generation, stale }) => {
                 // Which version it is was not known before, and the rules may be others by now.
                 let access = self.parts.tree.access();
@@ -168,15 +175,12 @@ impl Job<'_> {
         permit: &Permit,
         binding: Option<Arc<Binding>>,
         version: Option<&Version>,
-    ) -> Fetch {
-        let Some(version) = version else {
-            let fetch = self.parts.tree.fetch(permit, binding);
-            return self.runtime.block_on(fetch.wait());
+    ) -> Result<Fetch, Denied> {
+        let fetch = match version {
+            None => self.parts.tree.fetch(permit, binding)?,
+            Some(version) => self.parts.tree.fetch_version(permit, binding, version)?,
         };
-        let path = permit.path();
-        let binding = binding.ok_or_else(|| BackendError::Absent(path.to_string()))?;
-        let fetch = self.parts.cache.version(path, &binding, version);
-        self.runtime.block_on(fetch.wait())
+        Ok(self.runtime.block_on(fetch.wait()))
     }
 
     pub(super) fn list(&self, service: Option<&Name>) -> Result<Answer, Failure> {
