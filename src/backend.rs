@@ -170,6 +170,24 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Box::pin(async {})
     }
 
+    /// Which server this is and who we are to it, as text that is another where one of them is. What another one gave is not
+    /// this one's.
+    fn whereabouts(&self) -> &str {
+        ""
+    }
+
+    /// What the server after this one needs to go on as who we have signed in as, and the number by which that is known;
+    /// `None` if it is `known` already, or there is no such thing.
+    fn session(&self, known: u64) -> Option<(u64, SecretBytes)> {
+        let _ = known;
+        None
+    }
+
+    /// Goes on with a session of the server before this one. Called before anything is asked.
+    fn resume(&self, session: &SecretBytes) {
+        let _ = session;
+    }
+
     /// What it can be changed by, if it can. The store has its own, richer way.
     fn writer(&self) -> Option<&dyn Writer> {
         None

@@ -59,6 +59,15 @@ impl Clock {
         }
     }
 
+    /// Both at once, to tell the time of one by the other.
+    #[must_use]
+    pub fn moment(&self) -> Moment {
+        Moment {
+            now: self.now(),
+            wall: self.timestamp(),
+        }
+    }
+
     /// Moves a manual clock forward. The machine's clock ignores it.
     pub fn advance(&self, by: Duration) {
         if let Source::Manual(reading) = &self.0 {
@@ -66,6 +75,41 @@ impl Clock {
             reading.monotonic += by;
             reading.wall = reading.wall.saturating_add(by).unwrap_or(reading.wall);
         }
+    }
+}
+
+/// The two clocks at one moment: what outlives a process is written down by the time of day.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// The monotonic time.
+    pub now: Instant,
+    /// The time of day.
+    pub wall: Timestamp,
+}
+
+impl Moment {
+    /// What the time of day is or was at `then`.
+    #[must_use]
+    pub fn wall(self, then: Instant) -> Timestamp {
+        let left = then.saturating_duration_since(self.now);
+        let ago = self.now.saturating_duration_since(then);
+        let wall = self.wall.saturating_sub(ago);
+        let wall = wall.and_then(|wall| wall.saturating_add(left));
+        wall.unwrap_or(self.wall)
+    }
+
+    /// When it was that time of day. If that is still to come the clock was set back, and it is now.
+    #[must_use]
+    pub fn instant(self, then: Timestamp) -> Instant {
+        let ago = Duration::try_from(self.wall.duration_since(then)).unwrap_or_default();
+        // Linux counts beyond its start.
+        self.now.checked_sub(ago).unwrap_or(self.now)
+    }
+
+    /// How much time is left until then.
+    #[must_use]
+    pub fn until(self, then: Timestamp) -> Duration {
+        Duration::try_from(then.duration_since(self.wall)).unwrap_or_default()
     }
 }
 
@@ -82,6 +126,25 @@ fn machine_timestamp() -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_moment_tells_one_clock_by_the_other() {
+        let clock = Clock::manual();
+        let start = clock.now();
+        clock.advance(Duration::from_secs(60));
+        let at = clock.moment();
+        let (before, after) = (at.wall(start), at.wall(at.now + Duration::from_secs(5)));
+        assert_eq!(at.wall.as_second() - before.as_second(), 60);
+        assert_eq!(
+            (at.instant(before), at.until(before)),
+            (start, Duration::ZERO)
+        );
+        assert_eq!(at.until(after), Duration::from_secs(5));
+        assert_eq!(at.instant(after), at.now, "the clock was set back");
+        // Before the machine was started.
+        let long = Timestamp::UNIX_EPOCH;
+        assert_eq!(at.wall(at.instant(long)).as_second(), 0);
+    }
 
     #[test]
     fn a_manual_clock_moves_only_when_told() {

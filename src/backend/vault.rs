@@ -26,7 +26,7 @@ use vaultrs::api::kv2::requests::{
 
 use super::{Backend, BackendError, Fetched, Hints, Lease, Reference, Version, Writer};
 use crate::clock::Clock;
-use crate::secret::Name;
+use crate::secret::{Name, SecretBytes};
 
 mod auth;
 mod endpoint;
@@ -57,6 +57,7 @@ struct Inner {
     /// In the config.
     name: Name,
     http: Http,
+    whereabouts: String,
     poll: Duration,
     auth: Auth,
     mounts: Mounts,
@@ -90,9 +91,12 @@ impl Vault {
     ) -> Result<Self, String> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
             .map_err(|_| "the machine gives no random numbers")?;
+        let http = Http::new(settings, env)?;
+        let (address, namespace) = (http.address(), settings.namespace(env));
         Ok(Self(Arc::new(Inner {
+            whereabouts: format!("{address} {namespace:?} {:?}", settings.auth),
             name,
-            http: Http::new(settings, env)?,
+            http,
             poll: settings.poll,
             auth: Auth::new(settings.auth.clone(), env, clock.clone()),
             mounts: Mounts::default(),
@@ -413,6 +417,18 @@ impl Backend for Vault {
 
     fn end(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.0.auth.end(&self.0.http))
+    }
+
+    fn whereabouts(&self) -> &str {
+        &self.0.whereabouts
+    }
+
+    fn session(&self, known: u64) -> Option<(u64, SecretBytes)> {
+        self.0.auth.session(known)
+    }
+
+    fn resume(&self, session: &SecretBytes) {
+        self.0.auth.resume(session);
     }
 
     fn writer(&self) -> Option<&dyn Writer> {

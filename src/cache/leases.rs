@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::legacy::{LeftLease, LeftPlace, Moment};
+use super::legacy::{LeftLease, LeftPlace};
 use crate::backend::{Lease, Reference};
+use crate::clock::Moment;
 use crate::secret::SecretPath;
 
 /// How long a backend that could not be reached is left alone before a lease is tried again.

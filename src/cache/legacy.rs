@@ -4,7 +4,7 @@
 //! has leases that somebody has to tend. What it leaves is a list of records and of who was shown them; where it is written
 //! down is for others to see to.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,7 @@ use super::names::Folder;
 use super::records::{Content, Record};
 use super::state::{Kept, State};
 use super::{Binding, Cache};
-use crate::backend::{Reference, Version};
-use crate::clock::Clock;
+use crate::backend::{Backend, Reference, Version};
 use crate::secret::{Name, SecretBytes, SecretPath};
 
 mod document;
@@ -28,6 +27,8 @@ pub use document::Malformed;
 /// All of it.
 #[derive(Debug, Default)]
 pub struct Legacy {
+    /// Which server each backend was: [`Backend::whereabouts`](crate::backend::Backend::whereabouts).
+    pub servers: BTreeMap<String, String>,
     /// The records that secrets show, and their values.
     pub records: Vec<(LeftRecord, Arc<SecretBytes>)>,
     /// Leases that no record is of any more: superseded, or to be revoked.
@@ -110,35 +111,6 @@ pub struct Revision {
     pub gone: u64,
 }
 
-/// The machine's two clocks at one moment.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Moment {
-    now: Instant,
-    wall: Timestamp,
-}
-
-impl Moment {
-    pub(super) fn of(clock: &Clock) -> Self {
-        Self {
-            now: clock.now(),
-            wall: clock.timestamp(),
-        }
-    }
-
-    /// What the time of day was at `then`.
-    pub(super) fn wall(self, then: Instant) -> Timestamp {
-        let ago = self.now.saturating_duration_since(then);
-        self.wall.saturating_sub(ago).unwrap_or(self.wall)
-    }
-
-    /// When it was that time of day. If that is still to come, the clock was set back: then it is now. Linux counts
-    /// beyond its start.
-    pub(super) fn instant(self, then: Timestamp) -> Instant {
-        let ago = Duration::try_from(self.wall.duration_since(then)).unwrap_or_default();
-        self.now.checked_sub(ago).unwrap_or(self.now)
-    }
-}
-
 impl LeftPlace {
     /// The place that a reference is about.
     #[must_use]
@@ -152,12 +124,13 @@ impl LeftPlace {
     }
 
     /// The same of a backend that there is.
-    fn reference<'a>(&self, mut backends: impl Iterator<Item = &'a Name>) -> Option<Reference> {
+    fn reference(&self, backends: &[&Name]) -> Option<Reference> {
+        let mut backends = backends.iter();
         let backend = backends.find(|name| name.as_str() == self.backend)?;
         Some(Reference {
             query: self.query.clone(),
             version: self.version.clone(),
-            ..Reference::new(backend.clone(), self.path.clone())
+            ..Reference::new(Name::clone(backend), self.path.clone())
         })
     }
 }
@@ -167,7 +140,7 @@ impl Cache {
     /// no value of a secret that is never shown stale.
     #[must_use]
     pub fn legacy(&self, gap: Gap) -> Legacy {
-        let at = Moment::of(&self.clock);
+        let at = self.clock.moment();
         let state = self.state();
         let (shown, leases) = (state.shown_records(), state.leases.all());
         let lists = state.left_lists();
@@ -207,6 +180,7 @@ impl Cache {
             backend.is_some_and(|(_, backend)| !backend.announces_changes())
         };
         Legacy {
+            servers: self.servers(),
             records,
             leases: leases.collect(),
             lists: lists.into_iter().filter(here).collect(),
@@ -217,7 +191,7 @@ impl Cache {
     /// be replaced. `None` if nothing is kept for it.
     #[must_use]
     pub fn stale_since(&self, path: &SecretPath) -> Option<Timestamp> {
-        let (at, ttl) = (Moment::of(&self.clock), self.times().ttl);
+        let (at, ttl) = (self.clock.moment(), self.times().ttl);
         let state = self.state();
         let kept = state.values.peek(path)?;
         let since = match &kept.record.lease {
@@ -233,10 +207,26 @@ impl Cache {
         self.state().revision.subscribe()
     }
 
-    /// Takes up what another cache left, to show it to the secrets that it was shown to. What is here already is newer.
+    /// Which server each backend is.
+    #[must_use]
+    pub fn servers(&self) -> BTreeMap<String, String> {
+        let server = |(name, backend): (&Name, &Arc<dyn Backend>)| {
+            (name.to_string(), backend.whereabouts().to_owned())
+        };
+        self.backends.iter().map(server).collect()
+    }
+
+    /// Takes up what another cache left, to show it to the secrets that it was shown to. What is here already is newer, and
+    /// what is of another server is none of ours.
     pub fn inherit(&self, legacy: Legacy, gap: Gap) {
-        let at = Moment::of(&self.clock);
-        let place = |left: &LeftPlace| left.reference(self.backends.keys());
+        let at = self.clock.moment();
+        let ours = self.servers();
+        let same = |name: &&Name| {
+            let theirs = legacy.servers.get(name.as_str());
+            theirs.is_some() && theirs == ours.get(name.as_str())
+        };
+        let backends: Vec<&Name> = self.backends.keys().filter(same).collect();
+        let place = |left: &LeftPlace| left.reference(&backends);
         let mut state = self.state();
         for (left, value) in legacy.records {
             let Some(key) = place(&left.place).map(Arc::new) else {
@@ -277,10 +267,10 @@ impl Cache {
             }
         }
         for left in legacy.lists {
-            let mut backends = self.backends.keys();
+            let mut backends = backends.iter();
             if let Some(backend) = backends.find(|name| name.as_str() == left.backend) {
                 let folder = Folder {
-                    backend: backend.clone(),
+                    backend: Name::clone(backend),
                     folder: left.folder,
                 };
                 state.inherit_list(folder, left.names, at.now);

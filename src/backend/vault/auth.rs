@@ -5,7 +5,7 @@
 //! possible: what was leased with it ends with it.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -24,6 +24,7 @@ use crate::backend::BackendError;
 use crate::clock::Clock;
 use crate::secret::SecretBytes;
 
+mod session;
 mod token;
 
 use token::{Pace, Print, Token, header, print};
@@ -45,11 +46,18 @@ pub(super) struct Auth {
     /// From the environment, where the method is a token and no file is named.
     given: Option<SecretBytes>,
     clock: Clock,
-    token: Mutex<Option<Arc<Token>>>,
+    signed_in: Mutex<SignedInAs>,
     /// Told when there is another.
     changed: Notify,
     /// Whose turn it is to sign in.
     turn: tokio::sync::Mutex<Turn>,
+}
+
+#[derive(Debug, Default)]
+struct SignedInAs {
+    /// How often that was another.
+    number: u64,
+    token: Option<Arc<Token>>,
 }
 
 #[derive(Debug, Default)]
@@ -78,7 +86,7 @@ impl Auth {
             method,
             given: given.map(|token| SecretBytes::new(token.as_bytes().to_vec())),
             clock,
-            token: Mutex::default(),
+            signed_in: Mutex::default(),
             changed: Notify::new(),
             turn: tokio::sync::Mutex::default(),
         }
@@ -190,14 +198,20 @@ impl Auth {
     }
 
     fn current(&self) -> Option<Arc<Token>> {
-        let token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
-        token.clone()
+        self.signed_in().token.clone()
+    }
+
+    fn signed_in(&self) -> MutexGuard<'_, SignedInAs> {
+        self.signed_in
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set(&self, token: Option<Arc<Token>>) -> Option<Arc<Token>> {
-        let mut place = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut signed_in = self.signed_in();
         self.changed.notify_one();
-        std::mem::replace(&mut place, token)
+        signed_in.number += 1;
+        std::mem::replace(&mut signed_in.token, token)
     }
 
     /// The token, if it can still be used.

@@ -1,5 +1,6 @@
 //! What a cache leaves for long, as bytes: one line of JSON that says what there is, then the values, end to end.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ const FORMAT: u32 = 1;
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Head {
     format: u32,
+    servers: BTreeMap<String, String>,
     records: Vec<Entry>,
     lists: Vec<LeftList>,
 }
@@ -47,6 +49,7 @@ impl Legacy {
         };
         let head = Head {
             format: FORMAT,
+            servers: self.servers.clone(),
             records: self.records.iter().map(entry).collect(),
             lists: self.lists.clone(),
         };
@@ -89,6 +92,7 @@ impl Legacy {
         }
         match rest {
             [] => Ok(Self {
+                servers: head.servers,
                 records,
                 leases: Vec::new(),
                 lists: head.lists,

@@ -8,6 +8,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// The same, written down and read again.
 fn written(legacy: Legacy) -> Legacy {
     let Legacy {
+        servers,
         records,
         leases,
         lists,
@@ -17,6 +18,7 @@ fn written(legacy: Legacy) -> Legacy {
     let (notes, leases, lists): (Vec<LeftRecord>, Vec<LeftLease>, Vec<LeftList>) =
         serde_json::from_str(&text).unwrap();
     Legacy {
+        servers,
         records: notes.into_iter().zip(values).collect(),
         leases,
         lists,
@@ -96,6 +98,19 @@ async fn rule_17_it_is_shown_to_nobody_else_and_from_nowhere_else() {
     );
     assert!(bench.get(&["a:s/z"]).await.is_err());
     assert!(bench.x().await.is_err(), "it was bound elsewhere meanwhile");
+}
+
+#[tokio::test]
+async fn rule_17_what_another_server_gave_is_none_of_ours() {
+    let bench = Bench::new();
+    bench.x().await.unwrap();
+    let mut legacy = bench.cache.legacy(Gap::Moment);
+    let server = legacy.servers.get_mut("a").unwrap();
+    server.push_str("elsewhere");
+    let backends = bench.cache.backends().clone();
+    let cache = Cache::new(backends, bench.cache.times(), 2, bench.clock.clone());
+    cache.inherit(legacy, Gap::Moment);
+    assert!(cache.legacy(Gap::Moment).records.is_empty());
 }
 
 #[tokio::test]
