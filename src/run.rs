@@ -35,7 +35,7 @@ use crate::events::Events;
 use crate::fs::{Catalogue, Tree};
 use crate::fuse::Session;
 use crate::keeper;
-use crate::secret::{Name, SecretBytes};
+use crate::secret::{Name, SealedMemory, SecretBytes};
 use crate::signal::Signals;
 use crate::sys::{self, SecretMemory};
 
@@ -134,6 +134,10 @@ pub struct Inherited {
     pub identities: BTreeMap<Name, OwnedFd>,
     /// For each store the memory for the key of a sealed identity.
     pub keys: BTreeMap<Name, OwnedFd>,
+    /// What the server before this one left of values, sealed.
+    pub values: OwnedFd,
+    /// The memory for the key to them.
+    pub values_key: OwnedFd,
     /// Whom to become.
     pub user: Option<sys::User>,
 }
@@ -162,9 +166,13 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let file = Print::of(config);
     let config = Config::load(config)?;
     let stores = open_stores(&config, inherited.identities, inherited.keys, clock)?;
+    let taken_over = SealedMemory::take_over(inherited.values, inherited.values_key);
+    let (memory, left) = taken_over.map_err(RunError::system("the memory for values"))?;
+    // Nothing says which secrets they are of.
+    drop(left);
     let epoch = state::next_epoch(&config.state)?;
     let revocations = revocations::read(&config.state)?;
-    let wired = Wired::new(&config, stores, Authority::Policy, epoch, clock)?;
+    let wired = Wired::new(&config, stores, Authority::Policy, epoch, memory, clock)?;
     wired.tree.access().replace_revocations(revocations);
     let mut word = UnixStream::from(inherited.word);
     let ending = word
@@ -265,8 +273,9 @@ pub fn direct(config: &Config, prompt: &Prompt, clock: &Clock) -> Result<Handler
         ))
     };
     let stores = config.stores().map(open).collect::<Result<_, RunError>>()?;
+    let memory = SealedMemory::new().map_err(RunError::system("the memory for values"))?;
     // No generation that a command sees outlives it, so it counts from the start.
-    let wired = Wired::new(config, stores, Authority::Identity, 0, clock)?;
+    let wired = Wired::new(config, stores, Authority::Identity, 0, memory, clock)?;
     // Nothing is denied by them here, but `status` and `explain` show them. What the daemon could not start with is no
     // reason not to: `doctor` names it.
     if let Ok(revocations) = revocations::read(&config.state) {
@@ -311,6 +320,7 @@ impl Wired {
         stores: BTreeMap<Name, Store>,
         authority: Authority,
         epoch: u32,
+        memory: Arc<SealedMemory>,
         clock: &Clock,
     ) -> Result<Self, RunError> {
         let key = match stores.values().next() {
@@ -338,7 +348,7 @@ impl Wired {
         for (name, vault) in vaults(config, clock)? {
             backends.insert(name, Arc::new(vault));
         }
-        let cache = Cache::new(backends, times(config), epoch, clock.clone());
+        let cache = Cache::new(backends, times(config), epoch, memory, clock.clone());
         let mut seed = [0; 8];
         aws_lc_rs::rand::fill(&mut seed)
             .map_err(|_| RunError::system("randomness")(io::Error::other("there is none")))?;

@@ -265,12 +265,7 @@ impl State {
             self.dropped(path, &old, old.record.key != key);
         }
         while self.bytes() > BUDGET && self.values.len() > 1 {
-            if self.records.drop_unused() {
-                continue;
-            }
-            if let Some((path, old)) = self.values.pop_lru() {
-                self.dropped(&path, &old, true);
-            }
+            self.make_room();
         }
     }
 
@@ -289,7 +284,7 @@ impl State {
     }
 
     /// `left` if no other value for the same secret is cut from the same record.
-    fn dropped(&mut self, path: &SecretPath, old: &Kept, left: bool) {
+    pub(super) fn dropped(&mut self, path: &SecretPath, old: &Kept, left: bool) {
         self.own_bytes -= old.own_bytes();
         if left {
             self.records.unused(&old.record, path);
@@ -301,12 +296,14 @@ impl State {
     }
 
     /// Forgets everything but leases and the last number: what a version was called before says nothing of what it is now.
-    pub(super) fn clear(&mut self) {
+    /// What is forgotten is the caller's to drop.
+    pub(super) fn clear(&mut self) -> Self {
         let leases = std::mem::take(&mut self.leases);
-        *self = Self {
+        let empty = Self {
             leases,
             ..Self::new(self.number, Arc::clone(&self.tending))
         };
+        std::mem::replace(self, empty)
     }
 }
 
