@@ -23,7 +23,8 @@
 //!    which wipes values that may not be read any more.
 //! 6. A generation's number only grows, and stays while version and reference behind it do. A fetch takes its number when
 //!    it begins, so that one that was overtaken cannot make an older value look newer.
-//! 7. The values of what was used longest ago are dropped when all together pass [`BUDGET`] bytes; their numbers stay.
+//! 7. The values of what was used longest ago are dropped when all together pass [`BUDGET`] bytes, or when the sealed memory
+//!    that they are in is full; their numbers stay.
 //! 8. Of a binding's references the first that is found counts; only "absent" falls through.
 //! 9. A refresh asks now, whatever the TTL: it joins no fetch that began before it, and no old value stands in for the
 //!    answer. What it brings is kept, and no fetch that was under way at the same time puts another value in its place:
@@ -69,7 +70,8 @@ use tokio::sync::{Notify, Semaphore, watch};
 use crate::backend::{Backend, BackendError, Reference, Version};
 use crate::clock::Clock;
 use crate::events::Events;
-use crate::secret::{Name, SecretBytes, SecretPath};
+use crate::secret::{Name, Sealed, SealedMemory, SecretPath};
+use crate::sys::SharedMemory;
 
 mod answer;
 mod ask;
@@ -82,6 +84,7 @@ pub mod legacy;
 mod names;
 mod reading;
 mod records;
+mod sealing;
 mod state;
 mod tending;
 mod used;
@@ -97,8 +100,9 @@ use health::Health;
 use names::Folder;
 use state::{Kept, State};
 
-/// How many bytes of values are kept.
-pub const BUDGET: usize = 128 << 20;
+/// How many bytes of values are kept: 128 MiB. The other half of the memory is for those that only open files have, and for
+/// what sealing adds.
+pub const BUDGET: usize = SharedMemory::SIZE / 2;
 
 /// How many questions a backend is asked at the same time.
 pub const SLOTS: usize = 64;
@@ -113,7 +117,7 @@ pub struct Generation {
     /// Where it was found.
     pub reference: Reference,
     /// The bytes, which it may share with others that show the same record.
-    pub value: Arc<SecretBytes>,
+    pub value: Arc<Sealed>,
     /// For people.
     pub description: Option<String>,
     /// When it was made, else when it was fetched.
@@ -156,6 +160,8 @@ pub struct Cache {
     backends: HashMap<Name, Arc<dyn Backend>>,
     times: Mutex<Times>,
     clock: Clock,
+    /// Where the values are.
+    memory: Arc<SealedMemory>,
     state: Mutex<State>,
     health: Health,
     /// How many questions each backend may be asked at the same time (rule 16).
@@ -182,13 +188,14 @@ pub struct Figures {
 }
 
 impl Cache {
-    /// An empty cache over `backends`. The first generation's number is above `epoch << 32`: with an epoch that grows
+    /// An empty cache over `backends`, which keeps values in this memory. The first generation's number is above `epoch << 32`: with an epoch that grows
     /// at each start, so do the numbers.
     #[must_use]
     pub fn new(
         backends: HashMap<Name, Arc<dyn Backend>>,
         times: Times,
         epoch: u32,
+        memory: Arc<SealedMemory>,
         clock: Clock,
     ) -> Self {
         let slot = |backend: &Name| (backend.clone(), Semaphore::new(SLOTS));
@@ -199,6 +206,7 @@ impl Cache {
             backends,
             times: Mutex::new(times),
             clock,
+            memory,
             state: Mutex::new(state),
             health: Health::default(),
             slots,
@@ -262,7 +270,13 @@ impl Cache {
     #[must_use]
     pub fn fresh(&self, path: &SecretPath, binding: &Arc<Binding>) -> Option<Arc<Generation>> {
         let ttl = self.times().ttl;
-        self.state().young(path, binding, self.clock.now(), ttl)
+        let mut state = self.state();
+        if state.inherited.is_for(path) {
+            drop(state);
+            self.claim(path, binding);
+            state = self.state();
+        }
+        state.young(path, binding, self.clock.now(), ttl)
     }
 
     /// Forgets everything that was fetched from this reference's place. The lists of its backend are asked for again.
@@ -323,7 +337,9 @@ impl Cache {
     /// Forgets everything, also which generations were shown: a store that was replaced may use a version's number for
     /// another value.
     pub fn invalidate_all(&self) {
-        self.state().clear();
+        let gone = self.state().clear();
+        // Wiping takes its time.
+        drop(gone);
     }
 
     /// A number above that of every generation so far: for the moment in which a secret ceased to be.

@@ -39,7 +39,7 @@ pub use errno::FsError;
 pub use handles::Fh;
 pub use inodes::Ino;
 pub use node::Tell;
-pub use open::outcome;
+pub use open::{MAX_READ, outcome};
 pub use types::{
     Attr, DirEntry, Kernel, Kind, Opened, Readiness, Renaming, TreeFigures, Waiter, Xattr,
 };

@@ -15,7 +15,7 @@ use fuser::{
 };
 use tokio::runtime::Handle;
 
-use crate::fs::{Answer, Fh, Ino, Readiness, Reply, Tree, Waiter};
+use crate::fs::{Answer, Fh, Ino, MAX_READ, Readiness, Reply, Tree, Waiter};
 use crate::secret::Name;
 
 mod notify;
@@ -99,6 +99,11 @@ impl Filesystem for Adapter {
                 tracing::debug!(?flag, "not offered by this kernel");
             }
         }
+        // What is read is opened into memory that is locked, and that is as long for every thread.
+        let most = u32::try_from(MAX_READ).unwrap_or(u32::MAX);
+        // What it would not take it would not ask for either.
+        let _ = config.set_max_write(most);
+        let _ = config.set_max_readahead(most);
         Ok(())
     }
 

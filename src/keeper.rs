@@ -2,7 +2,7 @@
 //!
 //! It parses nothing but the config, has no network and no threads, and the server is its only lasting child. What it
 //! holds is the descriptor of `/dev/fuse`, the listening control socket, the lock, and memory that it never reads: the
-//! key of an identity that somebody had to open by hand.
+//! key of an identity that somebody had to open by hand, the values that the server has fetched, sealed, and the key to them.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read};
@@ -26,7 +26,7 @@ use crate::backend::store::identity;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::control;
-use crate::sys::{SecretMemory, Uid};
+use crate::sys::{SecretMemory, SharedMemory, Uid};
 
 mod lookout;
 pub mod mountpoint;
@@ -144,6 +144,8 @@ pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), K
         mountinfo: mountinfo()?,
         control: listen(&config.runtime)?,
         keys: keys(config)?,
+        values: SharedMemory::create().map_err(KeeperError::Start)?,
+        values_key: SecretMemory::new().map_err(KeeperError::Start)?,
     };
     keeper.keep(ready)
 }
@@ -190,6 +192,10 @@ struct Keeper<'a> {
     control: UnixListener,
     /// For each store the memory in which the server leaves the key of a sealed identity for its successor.
     keys: Vec<(String, SecretMemory)>,
+    /// The memory in which the server leaves its values for its successor, sealed. It is not mapped here.
+    values: OwnedFd,
+    /// That for the key to them.
+    values_key: SecretMemory,
 }
 
 /// A server and the mount that it serves.
@@ -373,6 +379,9 @@ impl Keeper<'_> {
             )
             .map_err(KeeperError::Start)?;
         }
+        pass(&mut command, "--values", "", &self.values).map_err(KeeperError::Start)?;
+        let key = self.values_key.descriptor();
+        pass(&mut command, "--values-key", "", key).map_err(KeeperError::Start)?;
         let child = command.spawn().map_err(KeeperError::Start)?;
         Ok(Serving {
             child,

@@ -35,17 +35,19 @@ use crate::events::Events;
 use crate::fs::{Catalogue, Tree};
 use crate::fuse::Session;
 use crate::keeper;
-use crate::secret::{Name, SecretBytes};
+use crate::secret::{Name, SealedMemory, SecretBytes};
 use crate::signal::Signals;
 use crate::sys::{self, SecretMemory};
 
 mod daemon;
+mod handover;
 mod offline;
 mod revocations;
 mod state;
 mod watch;
 
 use daemon::Running;
+use handover::Handover;
 use offline::Offline;
 pub use revocations::read as kept_revocations;
 use watch::Print;
@@ -136,6 +138,10 @@ pub struct Inherited {
     pub identities: BTreeMap<Name, OwnedFd>,
     /// For each store the memory for the key of a sealed identity.
     pub keys: BTreeMap<Name, OwnedFd>,
+    /// What the server before this one left of values, sealed.
+    pub values: OwnedFd,
+    /// The memory for the key to them.
+    pub values_key: OwnedFd,
     /// Whom to become.
     pub user: Option<sys::User>,
 }
@@ -164,9 +170,11 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let file = Print::of(config);
     let config = Config::load(config)?;
     let stores = open_stores(&config, inherited.identities, inherited.keys, clock)?;
+    let taken_over = SealedMemory::take_over(inherited.values, inherited.values_key);
+    let (memory, left) = taken_over.map_err(RunError::system("the memory for values"))?;
     let epoch = state::next_epoch(&config.state)?;
     let revocations = revocations::read(&config.state)?;
-    let wired = Wired::new(&config, stores, Authority::Policy, epoch, clock)?;
+    let wired = Wired::new(&config, stores, Authority::Policy, epoch, memory, clock)?;
     wired.tree.access().replace_revocations(revocations);
     let mut word = UnixStream::from(inherited.word);
     let ending = word
@@ -177,6 +185,8 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let brokers = config.signals.clone();
     let (signals, listening) = Signals::new(wired.cache.backends(), clock.clone());
     let brokers = brokers.listen(signals.hints().clone());
+    let handover = Arc::new(Handover::new(&wired));
+    handover.take_up(left, &wired.tree);
     let offline = wired.offline(config.offline.as_ref());
     if let Some(offline) = &offline {
         offline.load();
@@ -221,6 +231,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         let tending = tokio::spawn(Arc::clone(&cache).tend());
         let listening = tokio::spawn(listening.run(tree));
         let brokers = tokio::spawn(brokers);
+        let handing = tokio::spawn(Arc::clone(&handover).run());
         if let Some(offline) = &offline {
             tokio::spawn(Arc::clone(offline).run());
         }
@@ -241,6 +252,9 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         brokers.abort();
         drop(end);
         tending.abort();
+        handing.abort();
+        // Nothing is written after what is forgotten below.
+        drop(handing.await);
         if let Some(offline) = offline {
             // It says itself why it fails.
             let last = tokio::task::spawn_blocking(move || drop(offline.write()));
@@ -248,6 +262,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         }
         let control = tokio::time::timeout(DRAIN, control);
         let (_, ()) = tokio::join!(control, cache.end(DRAIN));
+        handover.forget();
         why
     });
     if let Err(error) = audit.close(DRAIN) {
@@ -280,8 +295,9 @@ pub fn direct(config: &Config, prompt: &Prompt, clock: &Clock) -> Result<Handler
         ))
     };
     let stores = config.stores().map(open).collect::<Result<_, RunError>>()?;
+    let memory = SealedMemory::new().map_err(RunError::system("the memory for values"))?;
     // No generation that a command sees outlives it, so it counts from the start.
-    let wired = Wired::new(config, stores, Authority::Identity, 0, clock)?;
+    let wired = Wired::new(config, stores, Authority::Identity, 0, memory, clock)?;
     // Nothing is denied by them here, but `status` and `explain` show them. What the daemon could not start with is no
     // reason not to: `doctor` names it.
     if let Ok(revocations) = revocations::read(&config.state) {
@@ -306,6 +322,7 @@ pub fn runtime() -> Result<Runtime, RunError> {
 
 /// The parts, put together.
 struct Wired {
+    memory: Arc<SealedMemory>,
     cache: Arc<Cache>,
     tree: Arc<Tree>,
     stores: BTreeMap<Name, Store>,
@@ -326,6 +343,7 @@ impl Wired {
         stores: BTreeMap<Name, Store>,
         authority: Authority,
         epoch: u32,
+        memory: Arc<SealedMemory>,
         clock: &Clock,
     ) -> Result<Self, RunError> {
         let key = match stores.values().next() {
@@ -353,7 +371,13 @@ impl Wired {
         for (name, vault) in vaults(config, clock)? {
             backends.insert(name, Arc::new(vault));
         }
-        let cache = Cache::new(backends, times(config), epoch, clock.clone());
+        let cache = Cache::new(
+            backends,
+            times(config),
+            epoch,
+            Arc::clone(&memory),
+            clock.clone(),
+        );
         let mut seed = [0; 8];
         aws_lc_rs::rand::fill(&mut seed)
             .map_err(|_| RunError::system("randomness")(io::Error::other("there is none")))?;
@@ -367,6 +391,7 @@ impl Wired {
         };
         let unknown = unknown.iter().map(ToString::to_string).collect();
         Ok(Self {
+            memory,
             cache,
             tree,
             stores,
@@ -379,9 +404,7 @@ impl Wired {
 
     fn offline(&self, config: Option<&OfflineConfig>) -> Option<Arc<Offline>> {
         let (config, store) = (config?, self.stores.values().next()?);
-        let (cache, tree) = (Arc::clone(&self.cache), Arc::clone(&self.tree));
-        let offline = Offline::new(config, store.clone(), cache, tree, self.clock.clone());
-        Some(Arc::new(offline))
+        Some(Arc::new(Offline::new(config, store.clone(), self)))
     }
 
     fn handler(self, daemon: Option<Arc<dyn crate::control::handler::Daemon>>) -> Handler {

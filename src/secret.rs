@@ -1,7 +1,7 @@
 //! What a secret is called, and the one type that holds its bytes.
 //!
 //! [`SecretBytes`] is the only place a decrypted value lives in. It cannot be cloned, printed or serialised; whoever
-//! needs the bytes says so with [`SecretBytes::expose`], which is easy to search for.
+//! needs the bytes says so with [`SecretBytes::expose`], which is easy to search for. What is kept is [`Sealed`].
 
 use std::fmt;
 use std::io::{self, Read};
@@ -9,6 +9,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use zeroize::Zeroizing;
+
+mod sealed;
+
+pub use sealed::{Broken, Full, Kind, Sealed, SealedMemory, Survivors};
 
 /// The largest value that secretfs stores or shows, in bytes.
 pub const MAX_VALUE: usize = 1 << 20;

@@ -8,12 +8,19 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::ptr::{self, NonNull};
 use std::{fmt, io};
 
 use nix::sys::inotify::{Inotify, InotifyEvent};
 use tokio::io::unix::AsyncFd;
-use zeroize::Zeroizing;
+
+mod locked_buffer;
+mod pages;
+mod secret_memory;
+mod shared_memory;
+
+pub use locked_buffer::LockedBuffer;
+pub use secret_memory::SecretMemory;
+pub use shared_memory::SharedMemory;
 
 /// A user's number, as the host sees it.
 #[derive(
@@ -217,129 +224,6 @@ pub fn die_with_parent() -> io::Result<()> {
     )?)
 }
 
-/// A little memory that two processes share by a descriptor and that is never swapped, dumped or written anywhere.
-#[derive(Debug)]
-pub struct SecretMemory {
-    memory: NonNull<u8>,
-    descriptor: OwnedFd,
-}
-
-impl SecretMemory {
-    /// How many bytes fit.
-    pub const CAPACITY: usize = 16 * 1024 - size_of::<u32>();
-    const SIZE: usize = 16 * 1024;
-
-    /// Fresh, empty memory: memfd_secret where the kernel has it, else a memory file that is locked while mapped.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn new() -> io::Result<Self> {
-        // SAFETY: the call takes no pointers.
-        let number = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
-        let descriptor = match i32::try_from(number) {
-            // SAFETY: the kernel has just made this descriptor for us.
-            Ok(number) if number >= 0 => unsafe { OwnedFd::from_raw_fd(number) },
-            Ok(_) | Err(_) => nix::sys::memfd::memfd_create(
-                c"secretfs-identity",
-                nix::sys::memfd::MFdFlags::MFD_CLOEXEC,
-            )?,
-        };
-        nix::unistd::ftruncate(&descriptor, 16 * 1024)?;
-        Self::map(descriptor)
-    }
-
-    /// The memory behind a descriptor that another process made with [`SecretMemory::new`].
-    ///
-    /// # Errors
-    /// What the kernel says, also of a descriptor of another kind or size.
-    pub fn map(descriptor: OwnedFd) -> io::Result<Self> {
-        if nix::sys::stat::fstat(&descriptor)?.st_size != 16 * 1024 {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
-        }
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
-        // SAFETY: a new mapping at an address of the kernel's choice, of a file that is as long as the mapping.
-        let memory = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                Self::SIZE,
-                protection,
-                flags,
-                descriptor.as_raw_fd(),
-                0,
-            )
-        };
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the mapping was just made and is this long. What cannot be locked or excluded from dumps (secret
-        // memory is both by itself) is no worse than any other memory of this process, which leaves no dumps.
-        unsafe {
-            libc::mlock(memory, Self::SIZE);
-            libc::madvise(memory, Self::SIZE, libc::MADV_DONTDUMP);
-        }
-        let memory = NonNull::new(memory.cast())
-            .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
-        Ok(Self { memory, descriptor })
-    }
-
-    /// The descriptor, to pass on.
-    #[must_use]
-    pub fn descriptor(&self) -> &OwnedFd {
-        &self.descriptor
-    }
-
-    /// Keeps these bytes instead of what was there.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::FileTooLarge`] beyond [`SecretMemory::CAPACITY`].
-    pub fn write(&self, bytes: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(bytes.len())
-            .ok()
-            .filter(|_| bytes.len() <= Self::CAPACITY);
-        let length = length.ok_or(io::ErrorKind::FileTooLarge)?.to_ne_bytes();
-        // SAFETY: both copies end within the mapping, by the check above; nothing else of this process refers to it.
-        unsafe {
-            ptr::copy_nonoverlapping(
-                bytes.as_ptr(),
-                self.memory.as_ptr().add(length.len()),
-                bytes.len(),
-            );
-            ptr::copy_nonoverlapping(length.as_ptr(), self.memory.as_ptr(), length.len());
-        }
-        Ok(())
-    }
-
-    /// What was written last, here or in the other process; `None` if nothing was.
-    #[must_use]
-    pub fn read(&self) -> Option<Zeroizing<Vec<u8>>> {
-        let mut length = [0_u8; size_of::<u32>()];
-        // SAFETY: the first four bytes lie within the mapping.
-        unsafe {
-            ptr::copy_nonoverlapping(self.memory.as_ptr(), length.as_mut_ptr(), length.len())
-        };
-        let wanted = usize::try_from(u32::from_ne_bytes(length))
-            .ok()
-            .filter(|n| (1..=Self::CAPACITY).contains(n))?;
-        let mut bytes = Zeroizing::new(vec![0; wanted]);
-        // SAFETY: the capacity was checked, so the copy ends within the mapping and fills the vector exactly.
-        unsafe {
-            ptr::copy_nonoverlapping(
-                self.memory.as_ptr().add(length.len()),
-                bytes.as_mut_ptr(),
-                wanted,
-            )
-        };
-        Some(bytes)
-    }
-}
-
-impl Drop for SecretMemory {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours alone and nothing refers to it any more.
-        unsafe { libc::munmap(self.memory.as_ptr().cast(), Self::SIZE) };
-    }
-}
-
 /// The kernel's word that files have changed, which tasks can wait for.
 #[derive(Debug)]
 pub struct Notices(Inotify);
@@ -373,17 +257,6 @@ pub fn await_notices(inotify: Inotify) -> io::Result<AsyncFd<Notices>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn secret_memory_is_shared_by_its_descriptor() {
-        let memory = SecretMemory::new().unwrap();
-        assert_eq!(memory.read(), None);
-        memory.write(b"canary-7f3a").unwrap();
-        let other = SecretMemory::map(memory.descriptor().try_clone().unwrap()).unwrap();
-        assert_eq!(other.read().unwrap().as_slice(), b"canary-7f3a");
-        assert!(memory.write(&[0; SecretMemory::CAPACITY + 1]).is_err());
-        assert_eq!(other.read().unwrap().as_slice(), b"canary-7f3a");
-    }
 
     #[test]
     fn a_number_without_a_descriptor_is_not_adopted() {

@@ -9,9 +9,10 @@ use jiff::Timestamp;
 use super::leases::Leased;
 use super::reading::too_large;
 use super::records::{Record, Since};
+use super::sealing::unopened;
 use super::{Binding, Cache, Generation};
 use crate::backend::{self, Backend, BackendError, Fetched, Reference, Version};
-use crate::secret::{MAX_VALUE, SecretBytes, SecretPath};
+use crate::secret::{MAX_VALUE, Sealed, SecretPath};
 
 /// What was found for a secret, and all that it depends on.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ pub(super) struct Cut {
     pub(super) reference: Reference,
     pub(super) version: Version,
     pub(super) record: Arc<Record>,
-    value: Arc<SecretBytes>,
+    value: Arc<Sealed>,
     description: Option<String>,
     modified: Timestamp,
 }
@@ -90,7 +91,7 @@ impl Cache {
                 Err(error) => return Found::error(consulted, error),
             };
             consulted.push(Arc::clone(&record));
-            match cut(reference, record) {
+            match self.cut(reference, record) {
                 Ok(cut) => {
                     let cut = Ok(cut);
                     return Found { consulted, cut };
@@ -100,6 +101,32 @@ impl Cache {
             }
         }
         Found::error(consulted, absent)
+    }
+
+    /// The part of a record that is shown. Not to be called by who holds the state.
+    pub(super) fn cut(
+        &self,
+        reference: &Reference,
+        record: Arc<Record>,
+    ) -> Result<Cut, BackendError> {
+        let content = record.content.as_ref();
+        let content = content.map_err(|why| BackendError::Absent(why.clone()))?;
+        let value = match &reference.field {
+            Some(field) => {
+                let whole = content.value.open();
+                let whole = whole.map_err(|broken| unopened(reference, broken))?;
+                self.seal(reference, &backend::field(&whole, field)?)?
+            }
+            None => Arc::clone(&content.value),
+        };
+        Ok(Cut {
+            reference: reference.clone(),
+            version: content.version.clone(),
+            value,
+            description: content.description.clone(),
+            modified: content.modified,
+            record,
+        })
     }
 
     /// The version that was asked for, where it is found first.
@@ -191,24 +218,4 @@ fn with<'a>(reference: &'a Reference, version: &Version) -> Option<Cow<'a, Refer
             ..reference.clone()
         })),
     }
-}
-
-/// The part of a record that is shown.
-pub(super) fn cut(reference: &Reference, record: Arc<Record>) -> Result<Cut, BackendError> {
-    let content = record
-        .content
-        .as_ref()
-        .map_err(|why| BackendError::Absent(why.clone()))?;
-    let value = match &reference.field {
-        Some(field) => Arc::new(backend::field(&content.value, field)?),
-        None => Arc::clone(&content.value),
-    };
-    Ok(Cut {
-        reference: reference.clone(),
-        version: content.version.clone(),
-        value,
-        description: content.description.clone(),
-        modified: content.modified,
-        record,
-    })
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use super::ask::Earlier;
 use super::{Answer, Binding, Cache, Fetch, Generation, Served, given_up, too_late};
-use crate::backend::{Fetched, Reference, Version};
+use crate::backend::{BackendError, Fetched, Reference, Version};
 use crate::secret::SecretPath;
 
 impl Cache {
@@ -51,14 +51,20 @@ impl Cache {
                 Err(_) => return Err(given_up()),
             };
             Ok(Served {
-                generation: cache.one(&path, reference, fetched),
+                generation: cache.one(&path, reference, fetched)?,
                 stale: false,
             })
         }))
     }
 
     /// The generation of what was fetched: the very one that somebody has, if there is one.
-    fn one(&self, path: &SecretPath, reference: Reference, fetched: Fetched) -> Arc<Generation> {
+    fn one(
+        &self,
+        path: &SecretPath,
+        reference: Reference,
+        fetched: Fetched,
+    ) -> Result<Arc<Generation>, BackendError> {
+        let value = self.seal(&reference, &fetched.value)?;
         let mut state = self.state();
         let kept = state.values.peek(path).map(|kept| &kept.generation);
         let held = state.held.find(path, &fetched.version, &reference);
@@ -67,8 +73,8 @@ impl Cache {
             .cloned();
         let known = || same.iter().chain(&held);
         // A version that was destroyed and made again may have other bytes; then it is another generation.
-        if let Some(one) = known().find(|one| one.value.expose() == fetched.value.expose()) {
-            return Arc::clone(one);
+        if let Some(one) = known().find(|one| one.value.same(&value)) {
+            return Ok(Arc::clone(one));
         }
         let number = match known().next() {
             Some(_) => state.next_number(),
@@ -78,12 +84,12 @@ impl Cache {
             number,
             version: fetched.version,
             reference,
-            value: Arc::new(fetched.value),
+            value,
             description: fetched.description,
             modified: fetched.modified.unwrap_or_else(|| self.clock.timestamp()),
         });
         state.held.remember(path, &generation);
-        generation
+        Ok(generation)
     }
 }
 

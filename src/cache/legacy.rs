@@ -6,19 +6,18 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::ask::cut;
 use super::leases::Leased;
 use super::names::Folder;
 use super::records::{Content, Record};
 use super::state::{Kept, State};
 use super::{Binding, Cache};
 use crate::backend::{Backend, Reference, Version};
-use crate::secret::{Name, SecretBytes, SecretPath};
+use crate::secret::{Name, Sealed, SecretPath};
 
 mod document;
 
@@ -30,7 +29,7 @@ pub struct Legacy {
     /// Which server each backend was: [`Backend::whereabouts`](crate::backend::Backend::whereabouts).
     pub servers: BTreeMap<String, String>,
     /// The records that secrets show, and their values.
-    pub records: Vec<(LeftRecord, Arc<SecretBytes>)>,
+    pub records: Vec<(LeftRecord, Arc<Sealed>)>,
     /// Leases that no record is of any more: superseded, or to be revoked.
     pub leases: Vec<LeftLease>,
     /// Lists of names.
@@ -281,6 +280,40 @@ impl Cache {
     }
 }
 
+impl Cache {
+    /// Shows a secret what was inherited for it, if it is still bound to that place and nothing newer came from there.
+    pub(super) fn claim(&self, path: &SecretPath, binding: &Arc<Binding>) {
+        let Some(inherited) = self.state().inherited.0.get(path).cloned() else {
+            return;
+        };
+        let places = |reference: &&Reference| super::records::key(reference) == *inherited.key;
+        let found = binding.references.iter().find(places);
+        let cut = found.and_then(|reference| self.cut(reference, Arc::clone(&inherited)).ok());
+        let mut state = self.state();
+        // It may have been taken away or overtaken meanwhile; who was quicker has shown it.
+        let ours = state.inherited.0.remove(path);
+        let still = ours.is_some_and(|ours| Arc::ptr_eq(&ours, &inherited));
+        let (Some(cut), false) = (cut, state.values.contains(path)) else {
+            return;
+        };
+        let Some(record) = state.records.same(&inherited).filter(|_| still) else {
+            return;
+        };
+        let cut = cut.on_same(Arc::clone(&record));
+        let number = state.next_number();
+        let number = state.shown_number(path, &cut.version, &cut.reference, number, true);
+        let kept = Kept {
+            generation: cut.generation(number),
+            binding: Arc::clone(binding),
+            fetched: record.fetched,
+            asked: self.clock.now(),
+            record,
+            forever: false,
+        };
+        state.keep(path, kept);
+    }
+}
+
 /// What was inherited and has not been asked for yet: which record each secret was shown.
 #[derive(Debug, Default)]
 pub(super) struct Inherited(HashMap<SecretPath, Arc<Record>>);
@@ -302,8 +335,9 @@ impl Inherited {
         places.map(|record| Arc::clone(&record.key)).collect()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Whether there is something for this secret.
+    pub(super) fn is_for(&self, path: &SecretPath) -> bool {
+        !self.0.is_empty() && self.0.contains_key(path)
     }
 
     pub(super) fn clear(&mut self) {
@@ -344,40 +378,6 @@ impl State {
         for path in shown_by {
             self.inherited.0.insert(path, Arc::clone(&record));
         }
-    }
-
-    /// Shows a secret what was inherited for it, if it is still bound to that place and nothing newer came from there.
-    pub(super) fn claim(&mut self, path: &SecretPath, binding: &Arc<Binding>, now: Instant) {
-        let Some(record) = self.inherited.0.remove(path) else {
-            return;
-        };
-        // Something newer came by another way.
-        if self.values.contains(path) {
-            return;
-        }
-        let places = |reference: &&Reference| super::records::key(reference) == *record.key;
-        let Some(reference) = binding.references.iter().find(places) else {
-            return;
-        };
-        let Some(record) = self.records.same(&record) else {
-            return;
-        };
-        let fetched = record.fetched;
-        let Ok(cut) = cut(reference, record) else {
-            return;
-        };
-        let record = Arc::clone(&cut.record);
-        let number = self.next_number();
-        let number = self.shown_number(path, &cut.version, &cut.reference, number, true);
-        let kept = Kept {
-            generation: cut.generation(number),
-            binding: Arc::clone(binding),
-            record,
-            fetched,
-            asked: now,
-            forever: false,
-        };
-        self.keep(path, kept);
     }
 
     /// The records that secrets show, or showed before, and those secrets, each with whether it is ever shown stale.

@@ -240,9 +240,10 @@ impl Cache {
                 return Err(too_large(key));
             }
             Ok(fetched) => {
+                let value = self.seal(key, &fetched.value)?;
                 lease = fetched.lease.map(|lease| Leased::new(key, lease, asked));
                 Ok(Content {
-                    value: Arc::new(fetched.value),
+                    value,
                     version: fetched.version,
                     modified: fetched.modified.unwrap_or_else(|| self.clock.timestamp()),
                     description: fetched.description,

@@ -14,7 +14,7 @@ use super::flights::Flight;
 use super::leases::Leased;
 use super::legacy::Inherited;
 use crate::backend::{BackendError, Reference, Version};
-use crate::secret::{SecretBytes, SecretPath};
+use crate::secret::{Sealed, SecretPath};
 
 /// How long it is remembered that nothing is at a place, if no TTL is shorter: a loop of opens asks no more often, and what
 /// is put there is soon seen.
@@ -43,7 +43,7 @@ pub(super) struct Record {
 #[derive(Debug)]
 pub(super) struct Content {
     /// Shared with the generations that show all of it.
-    pub(super) value: Arc<SecretBytes>,
+    pub(super) value: Arc<Sealed>,
     pub(super) version: Version,
     pub(super) modified: Timestamp,
     pub(super) description: Option<String>,
@@ -86,7 +86,7 @@ impl Record {
         }
         match (&self.content, &other.content) {
             (Ok(ours), Ok(theirs)) => {
-                ours.version == theirs.version && ours.value.expose() == theirs.value.expose()
+                ours.version == theirs.version && ours.value.same(&theirs.value)
             }
             (Err(_), Err(_)) => true,
             (Ok(_), Err(_)) | (Err(_), Ok(_)) => false,

@@ -144,7 +144,7 @@ impl State {
         self.number
     }
 
-    /// Rules 1, 12 and 17.
+    /// Rules 1 and 12.
     pub(super) fn young(
         &mut self,
         path: &SecretPath,
@@ -152,9 +152,6 @@ impl State {
         now: Instant,
         ttl: Duration,
     ) -> Option<Arc<Generation>> {
-        if !self.inherited.is_empty() {
-            self.claim(path, binding, now);
-        }
         let kept = self.values.get_mut(path)?;
         kept.asked = now;
         let young = match &kept.record.lease {
@@ -275,16 +272,8 @@ impl State {
             self.dropped(path, &old, old.record.key != key);
         }
         self.changed();
-        if self.bytes() > BUDGET {
-            self.inherited.clear();
-        }
         while self.bytes() > BUDGET && self.values.len() > 1 {
-            if self.records.drop_unused() {
-                continue;
-            }
-            if let Some((path, old)) = self.values.pop_lru() {
-                self.dropped(&path, &old, true);
-            }
+            self.make_room();
         }
     }
 
@@ -304,7 +293,7 @@ impl State {
     }
 
     /// `left` if no other value for the same secret is cut from the same record.
-    fn dropped(&mut self, path: &SecretPath, old: &Kept, left: bool) {
+    pub(super) fn dropped(&mut self, path: &SecretPath, old: &Kept, left: bool) {
         self.own_bytes -= old.own_bytes();
         if left {
             self.records.unused(&old.record, path);
@@ -326,15 +315,18 @@ impl State {
     }
 
     /// Forgets everything but leases and the last number: what a version was called before says nothing of what it is now.
-    pub(super) fn clear(&mut self) {
+    /// What is forgotten is the caller's to drop.
+    pub(super) fn clear(&mut self) -> Self {
         let leases = std::mem::take(&mut self.leases);
         let revision = std::mem::take(&mut self.revision);
-        *self = Self {
+        let empty = Self {
             leases,
             revision,
             ..Self::new(self.number, Arc::clone(&self.tending))
         };
+        let forgotten = std::mem::replace(self, empty);
         self.gone();
+        forgotten
     }
 }
 

@@ -29,6 +29,12 @@ pub struct Serve {
     /// Memory for the key of a store's sealed identity
     #[arg(long)]
     key: Vec<Named>,
+    /// Memory for sealed values
+    #[arg(long)]
+    values: i32,
+    /// Memory for the key to them
+    #[arg(long)]
+    values_key: i32,
     /// Whom to become: UID:GID:NAME
     #[arg(long)]
     user: Option<UserArg>,
@@ -98,6 +104,8 @@ pub fn serve(config: &Path, serve: Serve, clock: &Clock) -> Result<(), RunError>
         control: adopt(serve.control)?,
         identities: adopt_named(serve.identity)?,
         keys: adopt_named(serve.key)?,
+        values: adopt(serve.values)?,
+        values_key: adopt(serve.values_key)?,
         user: serve.user.map(|user| user.0),
     };
     run::serve(config, inherited, clock)

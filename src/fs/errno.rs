@@ -17,6 +17,8 @@ pub enum FsError {
     Timeout,
     /// What the backend gave must not be shown.
     Unusable,
+    /// What is kept of a value does not open: its memory was damaged.
+    Broken,
     /// Anything that would change the tree.
     ReadOnly,
     /// A file where a directory is needed.
@@ -45,7 +47,7 @@ impl FsError {
             Self::Absent => libc::ENOENT,
             // EACCES and not EPERM: what open(2) says of a file whose mode forbids it.
             Self::Denied | Self::Refused => libc::EACCES,
-            Self::Unreachable | Self::Unusable | Self::Mixed => libc::EIO,
+            Self::Unreachable | Self::Unusable | Self::Broken | Self::Mixed => libc::EIO,
             Self::Timeout => libc::ETIMEDOUT,
             Self::ReadOnly => libc::EROFS,
             Self::NotDirectory => libc::ENOTDIR,

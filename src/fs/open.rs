@@ -13,12 +13,16 @@ use crate::fs::handles::{Held, OpenFile, Pin};
 use crate::fs::inodes::Node;
 use crate::fs::node::{Occupied, SecretNode, Sent, Sharing, View};
 use crate::fs::{Fh, FsError, Ino, Opened, Readiness, Reply, Tell, Tree, Waiter};
+use crate::secret::Sealed;
 
 /// How long an open waits for the readers of an older value to be done with the inode.
 const OCCUPIED: Duration = Duration::from_millis(200);
 
 /// How often an open fetches again that was overtaken by another one.
 const OVERTAKEN: usize = 8;
+
+/// How many bytes are read at once at most.
+pub const MAX_READ: usize = Sealed::MAX_SHOWN;
 
 /// What is opened, as the config says that allows it.
 struct Place {
@@ -273,12 +277,13 @@ impl Tree {
         }
     }
 
-    /// Reads from an open secret and passes the bytes to `give`. `paged` if the read is the page cache's own, for a
+    /// Reads from an open secret and passes the bytes to `give`, at most [`MAX_READ`] of them. `paged` if the read is the page cache's own, for a
     /// mapping or a splice.
     ///
     /// # Errors
     /// [`FsError::Denied`] if the reader may not (any more), or the handle was taken away; [`FsError::Mixed`] rather than
-    /// a page of another generation; [`FsError::Superseded`] for a page that somebody could see whose handle was taken.
+    /// a page of another generation; [`FsError::Superseded`] for a page that somebody could see whose handle was taken;
+    /// [`FsError::Broken`].
     pub fn read<T>(
         &self,
         caller: Caller,
@@ -309,14 +314,13 @@ impl Tree {
                 return Err(FsError::Mixed);
             }
         }
-        let bytes = file.generation.value.expose();
-        let start = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(bytes.len());
-        let end = start
-            .saturating_add(usize::try_from(size).unwrap_or(usize::MAX))
-            .min(bytes.len());
-        Ok(give(bytes.get(start..end).unwrap_or_default()))
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let shown = file.generation.value.show(offset, size, give);
+        shown.map_err(|broken| {
+            tracing::error!(secret = %node.path, "{broken}: its memory was damaged");
+            FsError::Broken
+        })
     }
 
     /// How an open file is. If that changes, `waiter` is woken.

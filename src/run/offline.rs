@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use super::Wired;
 use crate::backend::store::Store;
 use crate::cache::legacy::{Gap, LeftList, LeftPlace, LeftRecord, Legacy};
-use crate::cache::{BUDGET, Cache};
+use crate::cache::{BUDGET, Binding, Cache};
 use crate::clock::Clock;
 use crate::config::OfflineConfig;
 use crate::control::answers::OfflineStatus;
-use crate::fs::Tree;
-use crate::secret::SecretPath;
+use crate::fs::{Catalogue, Tree};
+use crate::secret::{SealedMemory, SecretPath};
 
 /// How long more changes are waited for.
 const MOMENT: Duration = Duration::from_secs(1);
@@ -35,6 +36,7 @@ pub(super) struct Offline {
     path: PathBuf,
     max_age: Duration,
     store: Store,
+    memory: Arc<SealedMemory>,
     cache: Arc<Cache>,
     tree: Arc<Tree>,
     clock: Clock,
@@ -75,20 +77,15 @@ impl Content {
 }
 
 impl Offline {
-    pub(super) fn new(
-        config: &OfflineConfig,
-        store: Store,
-        cache: Arc<Cache>,
-        tree: Arc<Tree>,
-        clock: Clock,
-    ) -> Self {
+    pub(super) fn new(config: &OfflineConfig, store: Store, wired: &Wired) -> Self {
         Self {
             path: config.path.clone(),
             max_age: config.max_age,
             store,
-            cache,
-            tree,
-            clock,
+            memory: Arc::clone(&wired.memory),
+            cache: Arc::clone(&wired.cache),
+            tree: Arc::clone(&wired.tree),
+            clock: wired.clock.clone(),
             written: Mutex::default(),
             trouble: Mutex::default(),
         }
@@ -100,7 +97,9 @@ impl Offline {
         let read = self.store.read_apart(&self.path, LIMIT);
         let parsed = match read {
             Ok(None) => return,
-            Ok(Some(bytes)) => Legacy::parse(&bytes).map_err(|error| error.to_string()),
+            Ok(Some(bytes)) => {
+                Legacy::parse(&bytes, &self.memory).map_err(|error| error.to_string())
+            }
             Err(error) => Err(error.to_string()),
         };
         match parsed {
@@ -188,18 +187,13 @@ impl Offline {
 
     /// Drops what is too old, and what the config does not show any more.
     fn sift(&self, legacy: &mut Legacy) {
-        let (catalogue, now) = (self.tree.catalogue(), self.clock.timestamp());
-        legacy.records.retain_mut(|(left, _)| {
+        let now = self.clock.timestamp();
+        legacy.records.retain(|(left, _)| {
             let age = Duration::try_from(now.duration_since(left.fetched)).unwrap_or_default();
-            left.shown_by.retain(|path| {
-                let binding = catalogue.binding(path);
-                binding.is_some_and(|binding| {
-                    let mut references = binding.references.iter();
-                    !binding.stale.is_zero()
-                        && references.any(|one| LeftPlace::of(one) == left.place)
-                })
-            });
-            age < self.max_age && !left.shown_by.is_empty()
+            age < self.max_age
+        });
+        keep_bound(legacy, &self.tree.catalogue(), |binding| {
+            !binding.stale.is_zero()
         });
     }
 
@@ -222,4 +216,22 @@ impl Offline {
                 .clone(),
         }
     }
+}
+
+/// Drops what the config does not show any more, and what it shows otherwise than by a binding that will `do`.
+pub(super) fn keep_bound(
+    legacy: &mut Legacy,
+    catalogue: &Catalogue,
+    will_do: impl Fn(&Binding) -> bool,
+) {
+    legacy.records.retain_mut(|(left, _)| {
+        left.shown_by.retain(|path| {
+            let binding = catalogue.binding(path);
+            binding.is_some_and(|binding| {
+                let mut references = binding.references.iter();
+                will_do(&binding) && references.any(|one| LeftPlace::of(one) == left.place)
+            })
+        });
+        !left.shown_by.is_empty()
+    });
 }

@@ -14,7 +14,7 @@
 )]
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -210,11 +210,33 @@ fn no_value_is_seen_with_a_daemon_that_says_everything() {
     .unwrap();
     assert_eq!(ended.code, 1);
     search_processes(&place);
+    search_sealed(&place);
     search_tree(place.root());
 
     crash(&place);
     place.end();
     search_tree(place.root());
+}
+
+/// Looks through the memory in which the server leaves what it has fetched for its successor.
+fn search_sealed(place: &Place) {
+    let keeper = place.keeper();
+    let descriptors = fs::read_dir(format!("/proc/{keeper}/fd")).unwrap();
+    let is_sealed = |path: &std::path::PathBuf| {
+        let target = fs::read_link(path).unwrap_or_default();
+        target.to_string_lossy().contains("secretfs-sealed")
+    };
+    let mut paths = descriptors.map(|entry| entry.unwrap().path());
+    let mut memory = fs::File::open(paths.find(is_sealed).expect("no memory")).unwrap();
+    let (mut held, mut part) = (Vec::new(), vec![0; 1 << 20]);
+    while memory.read(&mut part).unwrap() > 0 {
+        if part.iter().any(|byte| *byte != 0) {
+            held.extend_from_slice(&part);
+        }
+    }
+    let sealed = memchr::memmem::find_iter(&held, b"sealed 1").count();
+    assert!(sealed > 0, "there is nothing in it");
+    assert_none("the sealed memory", &held);
 }
 
 /// Kills the server in the middle of its work, as a mistake in it would.

@@ -24,7 +24,8 @@ use secretfs::config::{Config, OnFailure};
 use secretfs::fs::{
     Catalogue, Change, FsError, Ino, Kernel, Opened, Renaming, Reply, Tree, Waiter,
 };
-use secretfs::secret::Name;
+use secretfs::secret::{Name, SealedMemory};
+use secretfs::sys::{SecretMemory, SharedMemory};
 use tokio::sync::oneshot;
 
 use crate::callers::{Table, caller};
@@ -43,6 +44,8 @@ pub struct World {
     pub kernel: Arc<Told>,
     pub access: Arc<Access>,
     pub cache: Arc<Cache>,
+    /// Where its values are.
+    pub memory: SharedMemory,
     pub tree: Arc<Tree>,
 }
 
@@ -175,7 +178,12 @@ impl World {
             ttl: config.cache.ttl,
             timeout: config.cache.timeout,
         };
-        let cache = Cache::new(HashMap::from(backends), times, 1, clock.clone());
+        let memory = SharedMemory::new().unwrap();
+        let key = SecretMemory::new().unwrap();
+        let [values, key] =
+            [memory.descriptor(), key.descriptor()].map(|fd| fd.try_clone().unwrap());
+        let (sealed, _) = SealedMemory::take_over(values, key).unwrap();
+        let cache = Cache::new(HashMap::from(backends), times, 1, sealed, clock.clone());
         let cache = Arc::new(cache);
         let catalogue = Catalogue::new(&config, &Listed::default());
         let (shared, store) = (Arc::clone(&access), Arc::clone(&cache));
@@ -190,6 +198,7 @@ impl World {
             kernel,
             access,
             cache,
+            memory,
             tree,
         }
     }

@@ -99,7 +99,7 @@ async fn nor_before_the_one_that_a_reader_has_found_out() {
         .await
         .unwrap();
     permit.waive();
-    assert_eq!(found.generation.value.expose(), b"found");
+    assert_eq!(found.generation.value.open().unwrap().expose(), b"found");
     // Once for this name, and once for the other that comes from the same place, which nobody has asked for yet.
     let change = changed(&world).await;
     assert!(!change.is_finished());

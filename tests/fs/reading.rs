@@ -1,6 +1,6 @@
 //! read and release: one handle is one generation.
 
-use secretfs::fs::{Fh, FsError, Opened};
+use secretfs::fs::{Fh, FsError, MAX_READ, Opened};
 
 use crate::faulty::Weather;
 use crate::world;
@@ -151,5 +151,40 @@ async fn no_value_is_opened_on_an_inode_whose_older_value_is_read_through_the_pa
         let bound = world.open(1, ino).await.unwrap();
         assert!(bound.direct);
         assert_eq!(world.read(1, bound).unwrap(), value);
+    }
+}
+
+#[tokio::test]
+async fn a_value_whose_memory_was_damaged_is_an_error_and_comes_back_with_the_next_fetch() {
+    let world = world();
+    let ino = world.ino("app/plain").await;
+    let opened = world.open(1, ino).await.unwrap();
+    assert_eq!(world.read(1, opened).unwrap(), "plain");
+    for range in world.memory.held().unwrap() {
+        world.memory.wipe(range).unwrap();
+    }
+    assert_eq!(world.read(1, opened).unwrap_err(), FsError::Broken);
+    assert_eq!(FsError::Broken.errno(), libc::EIO);
+    assert_eq!(
+        world.cat(1, "app/plain").await.unwrap_err(),
+        FsError::Broken
+    );
+    world.later(61);
+    assert_eq!(world.cat(1, "app/plain").await.unwrap(), "plain");
+    assert_eq!(world.read(1, opened).unwrap_err(), FsError::Broken);
+}
+
+#[tokio::test]
+async fn a_read_gives_no_more_at_once_than_the_kernel_asks_for() {
+    let world = world();
+    let value = "0123456789abcdef".repeat(MAX_READ / 16 * 2);
+    world.put("a:app/plain", &value).await;
+    let opened = world.open(1, world.ino("app/plain").await).await.unwrap();
+    for offset in [0, 1, MAX_READ - 1, MAX_READ] {
+        let part = world.read_part(1, opened, u64::try_from(offset).unwrap(), u32::MAX, false);
+        assert!(
+            part.unwrap() == value[offset..offset + MAX_READ],
+            "{offset}"
+        );
     }
 }

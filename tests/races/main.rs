@@ -98,6 +98,7 @@ impl Bench {
             std::collections::HashMap::new(),
             times,
             1,
+            secretfs::secret::SealedMemory::new().unwrap(),
             self.clock.clone(),
         );
         let catalogue = Catalogue::new(first, &Listed::default());

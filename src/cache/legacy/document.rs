@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use super::{LeftList, LeftRecord, Legacy};
-use crate::secret::{MAX_VALUE, SecretBytes};
+use crate::secret::{Kind, MAX_VALUE, Sealed, SealedMemory, SecretBytes};
 
 /// The number of this form.
 const FORMAT: u32 = 1;
@@ -43,7 +43,7 @@ impl Legacy {
     /// # Errors
     /// What `to` fails with.
     pub fn write(&self, to: &mut dyn Write) -> io::Result<()> {
-        let entry = |(record, value): &(LeftRecord, Arc<SecretBytes>)| Entry {
+        let entry = |(record, value): &(LeftRecord, Arc<Sealed>)| Entry {
             record: record.clone(),
             length: value.len(),
         };
@@ -56,16 +56,17 @@ impl Legacy {
         serde_json::to_writer(&mut *to, &head)?;
         to.write_all(b"\n")?;
         for (_, value) in &self.records {
+            let value = value.open().map_err(io::Error::other)?;
             to.write_all(value.expose())?;
         }
         Ok(())
     }
 
-    /// Reads what was written.
+    /// Reads what was written, and seals the values in `memory`, as far as they have room there.
     ///
     /// # Errors
     /// [`Malformed`]
-    pub fn parse(bytes: &SecretBytes) -> Result<Self, Malformed> {
+    pub fn parse(bytes: &SecretBytes, memory: &Arc<SealedMemory>) -> Result<Self, Malformed> {
         let bytes = bytes.expose();
         let end = bytes.iter().position(|byte| *byte == b'\n');
         let (head, values) = bytes
@@ -88,7 +89,9 @@ impl Legacy {
                 .filter(|_| length <= MAX_VALUE)
                 .ok_or(Malformed::Shape)?;
             rest = after;
-            records.push((record, Arc::new(SecretBytes::new(value.to_vec()))));
+            if let Ok(value) = memory.seal(Kind::Value, value) {
+                records.push((record, Arc::new(value)));
+            }
         }
         match rest {
             [] => Ok(Self {
@@ -111,7 +114,7 @@ mod tests {
     use crate::cache::legacy::LeftPlace;
     use crate::clock::Clock;
 
-    fn record(path: &str, value: &[u8]) -> (LeftRecord, Arc<SecretBytes>) {
+    fn record(path: &str, value: &[u8]) -> (LeftRecord, Arc<Sealed>) {
         let place: Reference = "vault:secret/a?x=1@3".parse().unwrap();
         let now = Clock::manual().timestamp();
         let left = LeftRecord {
@@ -123,7 +126,8 @@ mod tests {
             shown_by: vec![path.parse().unwrap()],
             lease: None,
         };
-        (left, Arc::new(SecretBytes::new(value.to_vec())))
+        let memory = SealedMemory::new().unwrap();
+        (left, Arc::new(memory.seal(Kind::Value, value).unwrap()))
     }
 
     fn written(legacy: &Legacy) -> Vec<u8> {
@@ -133,7 +137,8 @@ mod tests {
     }
 
     fn parsed(bytes: &[u8]) -> Result<Legacy, Malformed> {
-        Legacy::parse(&SecretBytes::new(bytes.to_vec()))
+        let memory = SealedMemory::new().unwrap();
+        Legacy::parse(&SecretBytes::new(bytes.to_vec()), &memory)
     }
 
     #[test]
@@ -161,7 +166,7 @@ mod tests {
             let records = records.map(|(n, value)| record(&format!("s/x{n}"), value));
             let bytes = written(&Legacy { records: records.collect(), ..Legacy::default() });
             let read = parsed(&bytes).unwrap();
-            let same = read.records.iter().map(|(_, value)| value.expose().to_vec());
+            let same = read.records.iter().map(|(_, value)| value.open().unwrap().expose().to_vec());
             prop_assert_eq!(same.collect::<Vec<_>>(), values);
             prop_assert_eq!(written(&read), bytes);
         }

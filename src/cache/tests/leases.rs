@@ -106,7 +106,13 @@ async fn rule_12_what_cannot_be_renewed_is_replaced_not_before_85_percent() {
         told.sort();
         assert_eq!(told, [at("pass"), at("user")]);
         let two = bench.leased_user().await;
-        assert_eq!((text(&two), text(&bench.leased_pass().await)), ("u2", "p2"));
+        assert_eq!(
+            (
+                text(&two).as_str(),
+                text(&bench.leased_pass().await).as_str()
+            ),
+            ("u2", "p2")
+        );
         assert!(number(&two) > one.generation.number);
         assert_eq!((bench.a.reads(), bench.a.renewals()), (2, 0));
         // What was superseded is left to end.

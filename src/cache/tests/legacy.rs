@@ -30,7 +30,13 @@ impl Bench {
     fn successor(self, gap: Gap) -> Self {
         let legacy = written(self.cache.legacy(gap));
         let backends = self.cache.backends().clone();
-        let cache = Cache::new(backends, self.cache.times(), 2, self.clock.clone());
+        let cache = Cache::new(
+            backends,
+            self.cache.times(),
+            2,
+            Arc::clone(&self.cache.memory),
+            self.clock.clone(),
+        );
         cache.inherit(legacy, gap);
         Self {
             cache: Arc::new(cache),
@@ -75,7 +81,7 @@ async fn rule_17_what_it_had_stands_in_for_a_backend_that_is_away() {
         let bench = bench.successor(gap);
         let served = bench.x().await.unwrap();
         assert!(served.stale);
-        assert_eq!(served.generation.value.expose(), b"one");
+        assert_eq!(served.generation.value.open().unwrap().expose(), b"one");
         bench.clock.advance(STALE);
         let late = bench.x().await.unwrap_err();
         assert!(matches!(late, BackendError::Unreachable(_)), "{late}");
@@ -108,7 +114,13 @@ async fn rule_17_what_another_server_gave_is_none_of_ours() {
     let server = legacy.servers.get_mut("a").unwrap();
     server.push_str("elsewhere");
     let backends = bench.cache.backends().clone();
-    let cache = Cache::new(backends, bench.cache.times(), 2, bench.clock.clone());
+    let cache = Cache::new(
+        backends,
+        bench.cache.times(),
+        2,
+        Arc::clone(&bench.cache.memory),
+        bench.clock.clone(),
+    );
     cache.inherit(legacy, Gap::Moment);
     assert!(cache.legacy(Gap::Moment).records.is_empty());
 }
@@ -233,7 +245,13 @@ async fn rule_18_a_clock_that_was_set_back_makes_nothing_younger_than_now() {
         left.fetched = bench.clock.timestamp() + 1000 * HOUR;
     }
     let backends = bench.cache.backends().clone();
-    let cache = Cache::new(backends, bench.cache.times(), 2, bench.clock.clone());
+    let cache = Cache::new(
+        backends,
+        bench.cache.times(),
+        2,
+        Arc::clone(&bench.cache.memory),
+        bench.clock.clone(),
+    );
     cache.inherit(legacy, Gap::Unknown);
     bench.a.weather(Weather::Down);
     let bench = Bench {

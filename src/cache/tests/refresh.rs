@@ -15,7 +15,10 @@ async fn rule_9_a_refresh_asks_now_and_what_it_brings_is_kept() {
 
     bench.a.put("s/x", "two");
     let refreshed = bench.refresh().wait().await;
-    assert_eq!((text(&refreshed), number(&refreshed) > one), ("two", true));
+    assert_eq!(
+        (text(&refreshed).as_str(), number(&refreshed) > one),
+        ("two", true)
+    );
     assert!(!refreshed.as_ref().unwrap().stale);
     assert_eq!(number(&bench.x().await), number(&refreshed));
     assert_eq!(bench.a.reads(), 3);
@@ -44,7 +47,7 @@ async fn rule_9_a_refresh_joins_no_flight_that_began_before_it() {
     assert_eq!((bench.a.held(), bench.cache.figures().flights), (2, 2));
     bench.a.let_go(1);
     let refreshed = refresh.await.unwrap();
-    assert_eq!((text(&refreshed), bench.a.reads()), ("two", 2));
+    assert_eq!((text(&refreshed).as_str(), bench.a.reads()), ("two", 2));
     assert_eq!(number(&later.await.unwrap()), number(&refreshed));
 
     // The older one lands, and does not put its value in the place of the newer.

@@ -14,6 +14,7 @@ use crate::config::{Config, accounts::Listed};
 use crate::control::Interrupted;
 use crate::control::protocol::{AuditQuery, Subject};
 use crate::fs::Catalogue;
+use crate::secret::SealedMemory;
 use crate::sys::{Gid, Tid, Uid};
 
 mod following;
@@ -165,7 +166,13 @@ path = "{0}/audit.jsonl"
         timeout: config.cache.timeout,
     };
     let backends = HashMap::from([(local.clone(), backend)]);
-    let cache = Arc::new(Cache::new(backends, times, 1, clock.clone()));
+    let cache = Arc::new(Cache::new(
+        backends,
+        times,
+        1,
+        SealedMemory::new().unwrap(),
+        clock.clone(),
+    ));
     let tree = Tree::new(
         Catalogue::new(&config, &accounts),
         Arc::new(access),

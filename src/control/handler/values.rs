@@ -138,20 +138,26 @@ impl Job<'_> {
                         .map_err(unwritten)?;
                     return Err(self.denied(&denied, &reading_rule(path)));
                 }
-                let outcome = if stale {
-                    Outcome::Stale
-                } else {
-                    Outcome::Allowed
+                let value = generation.value.open();
+                let outcome = match (&value, stale) {
+                    (Err(_), _) => Outcome::Error,
+                    (Ok(_), true) => Outcome::Stale,
+                    (Ok(_), false) => Outcome::Allowed,
                 };
                 permit
                     .settle_now(outcome, Some(generation.version.clone()))
                     .map_err(|error| Failure::failed(format!("not given: {error}")))?;
+                let value = value.map_err(|broken| {
+                    let fresh = format!("{}/.fresh/{}", path.service, path.name);
+                    let mend = "to have it fetched again, read";
+                    Failure::failed(format!("{path}: {broken}: {mend} {fresh}"))
+                })?;
                 let mut answer = answer(&Touched {
                     path: path.clone(),
                     version: generation.version.clone(),
                     stale,
                 })?;
-                answer.value = Some(copy(&generation.value));
+                answer.value = Some(value);
                 Ok(answer)
             }
             Err(error) => {
@@ -344,8 +350,4 @@ fn unlisted(error: BackendError) -> Failure {
         BackendError::Unusable(_) => Kind::Failed,
     };
     Failure::new(kind, format!("cannot list: {error}: see `secretfs doctor`"))
-}
-
-fn copy(value: &SecretBytes) -> SecretBytes {
-    SecretBytes::new(value.expose().to_vec())
 }

@@ -1,0 +1,170 @@
+//! What the next server finds when this one dies: the memory that the keeper holds has the values, sealed, and beside them a
+//! note of what they are, which leases there are, and who we have signed in as.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::Wired;
+use super::offline::keep_bound;
+use crate::cache::Cache;
+use crate::cache::legacy::{Gap, LeftLease, LeftList, LeftRecord, Legacy};
+use crate::clock::Clock;
+use crate::fs::Tree;
+use crate::secret::{Kind, Sealed, SealedMemory, Survivors};
+
+/// How long more changes are waited for: what a server does in its last moment is lost.
+const MOMENT: Duration = Duration::from_millis(50);
+/// How much longer than it took to write a note none is written.
+const SHARE: u32 = 20;
+/// How often it is looked whether we have signed in anew.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The note.
+#[derive(Debug)]
+pub(super) struct Handover {
+    memory: Arc<SealedMemory>,
+    cache: Arc<Cache>,
+    clock: Clock,
+    left: Mutex<Left>,
+}
+
+/// What stands in the memory beside the values.
+#[derive(Debug, Default)]
+struct Left {
+    note: Option<Sealed>,
+    /// Who we have signed in as, by the backends' names, and the number by which that is known.
+    sessions: BTreeMap<String, (u64, Sealed)>,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Note {
+    servers: BTreeMap<String, String>,
+    /// Each with the number of its value.
+    records: Vec<(LeftRecord, u64)>,
+    leases: Vec<LeftLease>,
+    lists: Vec<LeftList>,
+    sessions: BTreeMap<String, u64>,
+}
+
+impl Handover {
+    pub(super) fn new(wired: &Wired) -> Self {
+        Self {
+            memory: Arc::clone(&wired.memory),
+            cache: Arc::clone(&wired.cache),
+            clock: wired.clock.clone(),
+            left: Mutex::default(),
+        }
+    }
+
+    /// Goes on where the server before this one ended, with what it left. What no note names is wiped.
+    pub(super) fn take_up(&self, survivors: Survivors, tree: &Tree) {
+        let (notes, values): (Vec<_>, Vec<_>) = survivors
+            .into_iter()
+            .partition(|(kind, _)| *kind == Kind::Note);
+        let newest = notes.into_iter().max_by_key(|(_, note)| note.number());
+        let note = newest.and_then(|(_, note)| note.open().ok());
+        let note = note.and_then(|note| serde_json::from_slice::<Note>(note.expose()).ok());
+        let Some(note) = note else {
+            return;
+        };
+        let values = values.into_iter().map(|(_, value)| (value.number(), value));
+        let mut values: HashMap<u64, Sealed> = values.collect();
+        let ours = self.cache.servers();
+        for (name, backend) in self.cache.backends() {
+            let same = ours.get(name.as_str()) == note.servers.get(name.as_str());
+            let session = note.sessions.get(name.as_str());
+            let session = session.and_then(|number| values.remove(number)?.open().ok());
+            if let Some(session) = session.filter(|_| same) {
+                backend.resume(&session);
+            }
+        }
+        let record = |(left, number): (LeftRecord, u64)| {
+            let value = values.remove(&number)?;
+            Some((left, Arc::new(value)))
+        };
+        let mut legacy = Legacy {
+            servers: note.servers,
+            records: note.records.into_iter().filter_map(record).collect(),
+            leases: note.leases,
+            lists: note.lists,
+        };
+        keep_bound(&mut legacy, &tree.catalogue(), |_| true);
+        tracing::info!(
+            records = legacy.records.len(),
+            "going on with what the server before had fetched"
+        );
+        self.cache.inherit(legacy, Gap::Moment);
+    }
+
+    /// Keeps the note as it has to be, for as long as it is waited for.
+    pub(super) async fn run(self: Arc<Self>) {
+        let mut revision = self.cache.revision();
+        let mut written = None;
+        loop {
+            let seen = *revision.borrow_and_update();
+            let began = self.clock.now();
+            if self.sign() || written != Some(seen) {
+                self.write();
+                written = Some(seen);
+            }
+            let took = self.clock.now().saturating_duration_since(began);
+            tokio::time::sleep(MOMENT.max(took * SHARE)).await;
+            let changed = tokio::time::timeout(LOOK, revision.wait_for(|now| *now != seen)).await;
+            if let Ok(Err(_)) = changed {
+                return;
+            }
+        }
+    }
+
+    /// Takes down who we have signed in as. True if that is another.
+    fn sign(&self) -> bool {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut another = false;
+        for (name, backend) in self.cache.backends() {
+            let known = left.sessions.get(name.as_str());
+            let session = backend.session(known.map_or(0, |(number, _)| *number));
+            let Some((number, session)) = session else {
+                continue;
+            };
+            // Without room the next server signs in.
+            if let Ok(sealed) = self.memory.seal(Kind::Value, session.expose()) {
+                left.sessions.insert(name.to_string(), (number, sealed));
+                another = true;
+            }
+        }
+        another
+    }
+
+    fn write(&self) {
+        let Legacy {
+            servers,
+            records,
+            leases,
+            lists,
+        } = self.cache.legacy(Gap::Moment);
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = |(record, value): &(LeftRecord, Arc<Sealed>)| (record.clone(), value.number());
+        let sessions = left.sessions.iter();
+        let note = Note {
+            servers,
+            records: records.iter().map(number).collect(),
+            leases,
+            lists,
+            sessions: sessions
+                .map(|(name, (_, sealed))| (name.clone(), sealed.number()))
+                .collect(),
+        };
+        let text = serde_json::to_vec(&note).map(Zeroizing::new);
+        let text = text.unwrap_or_default();
+        // The one before goes when there is another. Without room for it the next server begins anew.
+        left.note = self.memory.seal(Kind::Note, &text).ok();
+    }
+
+    /// Leaves nothing: this server ends in order, and what it had has been given back.
+    pub(super) fn forget(&self) {
+        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Left::default();
+    }
+}
