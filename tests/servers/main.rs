@@ -20,6 +20,7 @@ mod changing;
 mod contract;
 mod dynamic;
 mod faults;
+mod handover;
 mod harness;
 mod identities;
 mod leases;
