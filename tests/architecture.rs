@@ -37,7 +37,7 @@ const RANKS: &[&[&str]] = &[
 /// The modules through whose hands values go, or keys of our own: the audit log's (`audit`), a sealed identity's (`run`).
 /// In all others nothing is ever exposed.
 const HANDLE_VALUES: &[&str] = &[
-    "secret", "backend", "cache", "fs", "fuse", "control", "cli", "audit", "run",
+    "secret", "backend", "cache", "control", "cli", "audit", "run",
 ];
 
 const MAX_LINES: usize = 600;

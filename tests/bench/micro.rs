@@ -1,4 +1,4 @@
-//! The parts of an open that are ours, without a mount: the policy check, and the line in the audit log.
+//! The parts of an open that are ours, without a mount: the policy check, the line in the audit log, and the sealed value.
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -15,7 +15,7 @@ use secretfs::caller::procfs::Procfs;
 use secretfs::clock::Clock;
 use secretfs::config::{AuditConfig, AuditTarget};
 use secretfs::policy::{IdSet, Policy, Rule, ServicePolicy};
-use secretfs::secret::{SecretBytes, SecretPath};
+use secretfs::secret::{Kind, SealedMemory, SecretBytes, SecretPath};
 use secretfs::sys::{Gid, Tid, Uid};
 use serde::Serialize;
 
@@ -100,7 +100,23 @@ pub(crate) fn run(folder: &Path, turns: usize, rounds: usize, clock: &Clock) -> 
         (clock.now() - start).as_secs_f64() * 1e6 / each.len() as f64
     });
     let single = Micro::of("check and audit, a line for each open", fresh.collect());
-    vec![checked, by_groups, by_unit, folded, single]
+    let memory = SealedMemory::new().expect("memory");
+    let sizes = [
+        ("showing a sealed value of 64 B", 64),
+        ("showing a sealed value of 1 KiB", 1 << 10),
+        ("showing a sealed value of 64 KiB", 64 << 10),
+    ];
+    let shown = sizes.map(|(name, size)| {
+        let sealed = memory.seal(Kind::Value, &vec![b'v'; size]);
+        let sealed = sealed.expect("room");
+        measure(name, turns / 20, &mut |_| {
+            let length = sealed.show(0, size, |bytes| black_box(bytes).len());
+            assert_eq!(length, Ok(size));
+        })
+    });
+    let mut all = vec![checked, by_groups, by_unit, folded, single];
+    all.extend(shown);
+    all
 }
 
 fn access(audit: Audit, clock: &Clock) -> Access {
