@@ -172,9 +172,9 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         .map_err(RunError::system("the keeper's socket"))?;
     let runtime = runtime()?;
     let handle = runtime.handle().clone();
-    let brokers = config.signals.clone();
+    let broker = config.signals.clone();
     let (signals, listening) = Signals::new(wired.cache.backends(), clock.clone());
-    let brokers = brokers.listen(signals.hints().clone());
+    let hints = signals.hints().clone();
     let running = Running::new(config, file, &wired, signals, ending, handle, clock);
     let running = Arc::new(running);
 
@@ -213,7 +213,11 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         tokio::spawn(Arc::clone(&tree).keep_up());
         let tending = tokio::spawn(Arc::clone(&cache).tend());
         let listening = tokio::spawn(listening.run(tree));
-        let brokers = tokio::spawn(brokers);
+        let broker = tokio::spawn(async move {
+            if let Some(broker) = broker {
+                broker.listen(&hints).await;
+            }
+        });
         let mut lost = await_end(session)?;
         let mut accounts = tokio::time::interval(ACCOUNT_FILES);
         accounts.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -228,7 +232,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
             }
         };
         listening.abort();
-        brokers.abort();
+        broker.abort();
         drop(end);
         tending.abort();
         let control = tokio::time::timeout(DRAIN, control);

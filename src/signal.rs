@@ -30,12 +30,14 @@ use crate::secret::Name;
 
 pub mod broker;
 pub mod message;
+mod mqtt;
 mod nats;
 pub mod outbox;
 mod plan;
 mod poll;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 pub use crate::backend::{Hint, Hints};
 

@@ -78,8 +78,9 @@ mod keys {
     ];
     pub(super) const RULE: &[&str] = &["uid", "gid", "unit", "container"];
     pub(super) const DEFAULTS: &[&str] = &["source", "allow"];
-    pub(super) const SIGNALS: &[&str] = &["nats"];
+    pub(super) const SIGNALS: &[&str] = &["nats", "mqtt"];
     pub(super) const NATS: &[&str] = &["url", "subject", "ca", "credentials", "token"];
+    pub(super) const MQTT: &[&str] = &["url", "topic", "ca", "client", "user", "password"];
     pub(super) const CACHE: &[&str] = &["ttl", "stale", "timeout"];
     pub(super) const AUDIT: &[&str] = &["path", "on_failure", "max_size", "keep", "detail"];
 }
@@ -137,10 +138,7 @@ fn sections(top: &Section<'_>, file: &Path, accounts: &dyn Accounts) -> Config {
             .get("audit")
             .map(|item| audit(&item))
             .unwrap_or_default(),
-        signals: top
-            .get("signals")
-            .map(|item| signals::signals(&item))
-            .unwrap_or_default(),
+        signals: top.get("signals").and_then(|item| signals::signals(&item)),
     };
     places(top, &config);
     config
@@ -178,8 +176,10 @@ fn places(top: &Section<'_>, config: &Config) {
                 .map(|(key, path)| (format!("`backends.{name}.{key}`"), path)),
         );
     }
-    let signals = signals::files(&config.signals).into_iter();
-    needed.extend(signals.map(|(key, path)| (format!("`signals.{key}`"), path)));
+    if let Some(broker) = &config.signals {
+        let signals = signals::files(broker).into_iter();
+        needed.extend(signals.map(|(key, path)| (format!("`signals.{key}`"), path)));
+    }
     if let AuditTarget::File(path) = &config.audit.target {
         needed.push(("`audit.path`".to_owned(), path));
     }
