@@ -45,15 +45,11 @@ mod keys {
         "auth",
     ];
     pub(super) const CLIENT: &[&str] = &["certificate", "key"];
-    pub(super) const AUTH: &[&str] = &[
-        "method",
-        "mount",
-        "file",
-        "role_id",
-        "secret_id",
-        "role",
-        "jwt",
-    ];
+    /// Without the backend, which a section of its own has around it.
+    pub(super) const AUTH: &[&str] = match SERVICE_AUTH {
+        [_backend, method @ ..] => method,
+        [] => &[],
+    };
     pub(super) const SECRET_ID: &[&str] = &["file", "wrapped"];
     pub(super) const SERVICE: &[&str] = &["source", "allow", "manage", "auth", "secrets"];
     pub(super) const SERVICE_AUTH: &[&str] = &[

@@ -5,10 +5,10 @@
 //! possible: what was leased with it ends with it.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use vaultrs::api::auth::approle::requests::LoginWithApproleRequest;
 use vaultrs::api::auth::oidc::requests::JWTLoginRequest;
 use vaultrs::api::token::requests::{
@@ -45,9 +45,8 @@ pub(super) struct Auth {
     /// From the environment, where the method is a token and no file is named.
     given: Option<SecretBytes>,
     clock: Clock,
-    token: Mutex<Option<Arc<Token>>>,
-    /// Told when there is another.
-    changed: Notify,
+    /// Who waits for one, or for another, is told.
+    token: watch::Sender<Option<Arc<Token>>>,
     /// Whose turn it is to sign in.
     turn: tokio::sync::Mutex<Turn>,
 }
@@ -78,8 +77,7 @@ impl Auth {
             method,
             given: given.map(|token| SecretBytes::new(token.as_bytes().to_vec())),
             clock,
-            token: Mutex::default(),
-            changed: Notify::new(),
+            token: watch::Sender::default(),
             turn: tokio::sync::Mutex::default(),
         }
     }
@@ -148,8 +146,9 @@ impl Auth {
 
     /// Renews the token when it is due, for as long as it is waited for.
     pub(super) async fn keep(&self, http: &Http) {
+        let mut tokens = self.token.subscribe();
         loop {
-            let token = self.current();
+            let token = tokens.borrow_and_update().clone();
             let due = token.as_ref().and_then(|token| token.due);
             let wait = due.map(|due| due.saturating_duration_since(self.clock.now()));
             let wait = match (token, wait) {
@@ -163,7 +162,7 @@ impl Auth {
                 (_, wait) => wait.unwrap_or(LOOK).min(LOOK),
             };
             // What comes meanwhile may be due before.
-            let _ = tokio::time::timeout(wait, self.changed.notified()).await;
+            let _ = tokio::time::timeout(wait, tokens.changed()).await;
         }
     }
 
@@ -184,20 +183,19 @@ impl Auth {
         }
     }
 
-    /// True once somebody needed a token.
-    pub(super) fn is_signed_in(&self) -> bool {
-        self.current().is_some()
+    /// Waits until somebody needed a token.
+    pub(super) async fn signed_in(&self) {
+        let mut tokens = self.token.subscribe();
+        // It can fail only after its sender, which is here.
+        let _ = tokens.wait_for(Option::is_some).await;
     }
 
     fn current(&self) -> Option<Arc<Token>> {
-        let token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
-        token.clone()
+        self.token.borrow().clone()
     }
 
     fn set(&self, token: Option<Arc<Token>>) -> Option<Arc<Token>> {
-        let mut place = self.token.lock().unwrap_or_else(PoisonError::into_inner);
-        self.changed.notify_one();
-        std::mem::replace(&mut place, token)
+        self.token.send_replace(token)
     }
 
     /// The token, if it can still be used.
