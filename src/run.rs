@@ -174,7 +174,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let handle = runtime.handle().clone();
     let broker = config.signals.clone();
     let (signals, listening) = Signals::new(wired.cache.backends(), clock.clone());
-    let hints = signals.hints().clone();
+    let heard = signals.clone();
     let running = Running::new(config, file, &wired, signals, ending, handle, clock);
     let running = Arc::new(running);
 
@@ -215,7 +215,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         let listening = tokio::spawn(listening.run(tree));
         let broker = tokio::spawn(async move {
             if let Some(broker) = broker {
-                broker.listen(&hints).await;
+                broker.listen(&heard).await;
             }
         });
         let mut lost = await_end(session)?;

@@ -29,7 +29,7 @@ use crate::control::{Answer, Body, Commands, Event, Exchange, Failure, Kind};
 use crate::fs::{Change, Tree};
 use crate::policy::Reason;
 use crate::secret::{Name, SecretBytes, SecretPath};
-use crate::signal::Report;
+use crate::signal::{BrokerReport, Report};
 
 /// How long a server may take over a change.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -90,6 +90,9 @@ pub trait Daemon: Send + Sync + fmt::Debug {
 
     /// How changes at this backend are noticed, unless it announces them.
     fn signals(&self, backend: &Name) -> Option<Report>;
+
+    /// How it goes with the broker, if there is one.
+    fn broker(&self) -> Option<BrokerReport>;
 
     /// Where the secrets appear.
     fn mount(&self) -> String;

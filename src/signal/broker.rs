@@ -16,7 +16,7 @@ use crate::backend::{Hint, Hints};
 use crate::secret::Name;
 use crate::signal::message::Message;
 use crate::signal::outbox::Outbox;
-use crate::signal::{mqtt, nats, part_of};
+use crate::signal::{Signals, mqtt, nats, part_of};
 
 /// How long a connection may take.
 pub(super) const CONNECT: Duration = Duration::from_secs(5);
@@ -91,8 +91,9 @@ impl Broker {
     }
 
     /// Passes on what it says. Never ends; dropped, it stops.
-    pub async fn listen(&self, hints: &Hints) {
-        let health = Health::new(self.url());
+    pub async fn listen(&self, signals: &Signals) {
+        let health = Health::new(self.url(), Some(signals.clone()));
+        let hints = signals.hints();
         match self {
             Self::Nats(nats) => {
                 if let Some(client) = nats::Client::new(nats, true, health).await {
@@ -106,7 +107,7 @@ impl Broker {
 
     /// Tells it what is put into the outbox. Never ends; dropped, it stops.
     pub async fn tell(&self, outbox: &Outbox) {
-        let health = Health::new(self.url());
+        let health = Health::new(self.url(), None);
         match self {
             Self::Nats(nats) => {
                 if let Some(client) = nats::Client::new(nats, false, health).await {
@@ -247,14 +248,25 @@ pub(super) struct Health {
     broker: String,
     up: Option<bool>,
     refused: bool,
+    /// Where `status` finds it.
+    shown: Option<Signals>,
 }
 
 impl Health {
-    pub(super) fn new(broker: &str) -> Self {
-        Self {
+    pub(super) fn new(broker: &str, shown: Option<Signals>) -> Self {
+        let health = Self {
             broker: broker.to_owned(),
             up: None,
             refused: false,
+            shown,
+        };
+        health.show(Err(None));
+        health
+    }
+
+    fn show(&self, trouble: Result<(), Option<&str>>) {
+        if let Some(shown) = &self.shown {
+            shown.note_broker(&self.broker, trouble);
         }
     }
 
@@ -264,12 +276,14 @@ impl Health {
 
     pub(super) fn up(&mut self) {
         self.refused = false;
+        self.show(Ok(()));
         if self.up.replace(true) != Some(true) {
             tracing::info!(broker = self.broker, "connected to the broker");
         }
     }
 
     pub(super) fn down(&mut self, why: &str) {
+        self.show(Err(Some(why)));
         if self.up.replace(false) != Some(false) {
             tracing::warn!(
                 broker = self.broker,

@@ -176,11 +176,29 @@ fn go_and_come(kind: Kind, name: &str) {
     broker.kill();
     let lost = |log: String| log.contains("the broker cannot be reached");
     assert!(eventually(DEADLINE, || lost(silent.log()) && lost(relay.log())));
+    let status = || {
+        let said = silent.secretfs(&["status", "--json"], b"");
+        serde_json::from_slice::<serde_json::Value>(&said.stdout).unwrap()["broker"].take()
+    };
+    let away = status();
+    assert!(
+        away["connected"].is_null() && away["trouble"].is_string(),
+        "{away}"
+    );
     vault.put(&record, json!({ "x": "two" }));
     sees(&polling, &mut reader, "two");
     assert_eq!(other.cat(&silent.path("app/x")).unwrap(), b"one");
     broker.run();
     sees(&silent, &mut other, "two");
+    let back = status();
+    assert!(
+        back["connected"].is_string() && back["trouble"].is_null(),
+        "{back}"
+    );
+    assert!(
+        broker.section().contains(back["url"].as_str().unwrap()),
+        "{back}"
+    );
     let back = || relay.log().matches("connected to the broker").count() == 2;
     assert!(eventually(DEADLINE, back), "{}", relay.log());
     vault.put(&record, json!({ "x": "three" }));

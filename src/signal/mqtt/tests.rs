@@ -37,7 +37,7 @@ impl Played {
     }
 
     fn client(&self, subscribe: bool) -> Client {
-        Client::new(&self.mqtt, subscribe, Health::new(&self.mqtt.url))
+        Client::new(&self.mqtt, subscribe, Health::new(&self.mqtt.url, None))
     }
 
     /// Somebody connects, and says who he is.
