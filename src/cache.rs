@@ -360,6 +360,21 @@ impl Cache {
         }
     }
 
+    /// How many leases of a backend have not ended, and how soon the next of them does unless it is renewed.
+    #[must_use]
+    pub fn leases(&self, backend: &Name) -> (usize, Option<Duration>) {
+        let now = self.clock.now();
+        let state = self.state();
+        let held = state.leases.held().iter();
+        let ends: Vec<_> = held
+            .filter(|lease| lease.key.backend == *backend && lease.is_alive(now))
+            .map(|lease| lease.ends())
+            .collect();
+        let next = ends.iter().min();
+        let soon = next.map(|next| next.saturating_duration_since(now));
+        (ends.len(), soon)
+    }
+
     /// The backends, for `status` and `doctor`.
     #[must_use]
     pub fn backends(&self) -> &HashMap<Name, Arc<dyn Backend>> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::backend::{Reference, WHOLE, vault};
 use crate::secret::Name;
-use crate::signal::broker::Brokers;
+use crate::signal::broker::Broker;
 use crate::sys::{Gid, Uid};
 
 pub mod accounts;
@@ -61,7 +61,7 @@ pub struct Config {
     /// Where accesses are written down.
     pub audit: AuditConfig,
     /// Where changes are heard beside the backends themselves.
-    pub signals: Brokers,
+    pub signals: Option<Broker>,
 }
 
 impl Config {

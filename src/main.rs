@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         "hyper",
         "hyper_util",
         "reqwest",
+        "rumqttc",
         "rustify",
         "rustls",
         "vaultrs",

@@ -1,4 +1,4 @@
-//! The relay: it reads what a server writes down of the requests that it served, and tells the brokers which records have
+//! The relay: it reads what a server writes down of the requests that it served, and tells the broker which records have
 //! changed.
 //!
 //! For servers that tell of no changes themselves. It runs beside the server, as whoever may read its audit log; it has no

@@ -182,9 +182,9 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         .map_err(RunError::system("the keeper's socket"))?;
     let runtime = runtime()?;
     let handle = runtime.handle().clone();
-    let brokers = config.signals.clone();
+    let broker = config.signals.clone();
     let (signals, listening) = Signals::new(wired.cache.backends(), clock.clone());
-    let brokers = brokers.listen(signals.hints().clone());
+    let heard = signals.clone();
     let handover = Arc::new(Handover::new(&wired));
     handover.take_up(left, &wired.tree);
     let offline = wired.offline(config.offline.as_ref());
@@ -230,7 +230,11 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         tokio::spawn(Arc::clone(&tree).keep_up());
         let tending = tokio::spawn(Arc::clone(&cache).tend());
         let listening = tokio::spawn(listening.run(tree));
-        let brokers = tokio::spawn(brokers);
+        let broker = tokio::spawn(async move {
+            if let Some(broker) = broker {
+                broker.listen(&heard).await;
+            }
+        });
         let handing = tokio::spawn(Arc::clone(&handover).run());
         if let Some(offline) = &offline {
             tokio::spawn(Arc::clone(offline).run());
@@ -249,7 +253,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
             }
         };
         listening.abort();
-        brokers.abort();
+        broker.abort();
         drop(end);
         tending.abort();
         handing.abort();

@@ -16,7 +16,7 @@
 //! binding the places before the one that was found are records in use, too: what appears there takes over.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -30,12 +30,14 @@ use crate::secret::Name;
 
 pub mod broker;
 pub mod message;
+mod mqtt;
 mod nats;
 pub mod outbox;
 mod plan;
 mod poll;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 pub use crate::backend::{Hint, Hints};
 
@@ -102,19 +104,34 @@ pub struct Report {
     pub refused: usize,
 }
 
+/// Of the broker, for `status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerReport {
+    /// Scheme, host and port.
+    pub url: String,
+    /// Since when we are connected; `None` while we try again.
+    pub connected: Option<Timestamp>,
+    /// Why we are not, if that is known.
+    pub trouble: Option<String>,
+}
+
 /// Where hints are told, and how it goes. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Signals {
     hints: Hints,
     board: Arc<Board>,
+    clock: Clock,
 }
 
 #[derive(Debug, Default)]
-struct Board(Mutex<BTreeMap<Name, Report>>);
+struct Board {
+    backends: Mutex<BTreeMap<Name, Report>>,
+    broker: Mutex<Option<BrokerReport>>,
+}
 
 impl Board {
     fn note(&self, backend: &Name, change: impl FnOnce(&mut Report)) {
-        let mut reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reports = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(report) = reports.get_mut(backend) {
             change(report);
         }
@@ -142,7 +159,11 @@ impl Signals {
             .map(|(name, _)| (name.clone(), Report::default()));
         let signals = Self {
             hints,
-            board: Arc::new(Board(Mutex::new(reports.collect()))),
+            board: Arc::new(Board {
+                backends: Mutex::new(reports.collect()),
+                broker: Mutex::default(),
+            }),
+            clock: clock.clone(),
         };
         let heard = silent.filter_map(|(name, backend)| {
             let ear = ears.remove(name)?;
@@ -165,8 +186,29 @@ impl Signals {
     /// How it goes with a backend; `None` if it announces its changes, or there is none of this name.
     #[must_use]
     pub fn report(&self, backend: &Name) -> Option<Report> {
-        let reports = self.board.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let reports = self.board.backends.lock();
+        let reports = reports.unwrap_or_else(PoisonError::into_inner);
         reports.get(backend).cloned()
+    }
+
+    /// How it goes with the broker; `None` if there is none.
+    #[must_use]
+    pub fn broker(&self) -> Option<BrokerReport> {
+        self.broker_report().clone()
+    }
+
+    /// We are connected to the broker, or why not.
+    fn note_broker(&self, url: &str, trouble: Result<(), Option<&str>>) {
+        *self.broker_report() = Some(BrokerReport {
+            url: url.to_owned(),
+            connected: trouble.is_ok().then(|| self.clock.timestamp()),
+            trouble: trouble.err().flatten().map(str::to_owned),
+        });
+    }
+
+    fn broker_report(&self) -> MutexGuard<'_, Option<BrokerReport>> {
+        let report = self.board.broker.lock();
+        report.unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -153,6 +153,11 @@ impl Leased {
         self.term().replacement()
     }
 
+    /// When it ends, unless it is renewed.
+    pub(super) fn ends(&self) -> Instant {
+        self.term().ends()
+    }
+
     /// Whether its value is worth anything.
     pub(super) fn is_alive(&self, now: Instant) -> bool {
         now < self.term().ends()

@@ -314,7 +314,7 @@ secretfs audit --denied --since 1h
     /// Tell every daemon at once what changes on a Vault or OpenBao server that has no events
     ///
     /// Runs beside the server, in the foreground: follows its audit log and publishes which paths were written, and never a
-    /// value, at the brokers of `[signals]` in the config. Each daemon with the same `[signals]` asks for what it has in use.
+    /// value, at the broker of `[signals]` in the config. Each daemon with the same `[signals]` asks for what it has in use.
     /// Without a broker or a relay changes are seen as before, when they are polled. It needs no token, no identity and no
     /// store: only this config, and the right to read the audit log. A server stops serving when its only audit device
     /// does, so give it a `file` one beside a `socket`. With --json each change is printed, too.

@@ -1,4 +1,4 @@
-//! relay: what a server writes down of its requests, passed on to the brokers.
+//! relay: what a server writes down of its requests, passed on to the broker.
 
 use std::path::PathBuf;
 
@@ -36,12 +36,12 @@ pub(crate) fn relay(
     clock: &Clock,
 ) -> Result<(), Failure> {
     let (backend, namespace) = server(config, &relay.backend)?;
-    if config.signals.is_empty() {
-        return Err(Failure::usage(format!(
+    let broker = config.signals.as_ref().ok_or_else(|| {
+        Failure::usage(format!(
             "{}: no broker is named: add a section [signals]",
             config.file.display()
-        )));
-    }
+        ))
+    })?;
     let source = match (relay.audit_file, relay.audit_socket) {
         (Some(file), _) => Source::File(file),
         (None, Some(socket)) => Source::Socket(socket),
@@ -59,7 +59,7 @@ pub(crate) fn relay(
                 path: Some(change.path.clone()),
                 version: change.version.clone(),
             };
-            // Who does not read on does not keep the brokers from hearing it.
+            // Who does not read on does not keep the broker from hearing it.
             let _ = output.line(&message.to_json());
         }
     };
@@ -76,7 +76,7 @@ pub(crate) fn relay(
         tracing::info!(%backend, "the audit log is followed");
         tokio::select! {
             () = follow => {}
-            () = config.signals.clone().tell(&outbox) => {}
+            () = broker.tell(&outbox) => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }

@@ -8,7 +8,8 @@ use crate::cli::input;
 use crate::cli::output::{Mood, Styled, note, plain, printable};
 use crate::cli::session::{Session, understand};
 use crate::control::answers::{
-    AuditLine, AuditSummary, Explained, OfflineStatus, SignalStatus, Status,
+    AuditLine, AuditSummary, BrokerStatus, Explained, LeaseStatus, OfflineStatus, SignalStatus,
+    Status,
 };
 use crate::control::client::Upload;
 use crate::control::protocol::{AuditQuery, Subject};
@@ -64,6 +65,17 @@ pub(crate) fn status(session: &mut Session) -> Result<(), Failure> {
                 row(&what, unseen(signals.refused), Mood::Doubtful);
             }
         }
+        if let Some(leases) = &backend.leases {
+            row(
+                &format!("leases of {}", backend.name),
+                leased(leases),
+                Mood::Plain,
+            );
+        }
+    }
+    if let Some(broker) = &status.broker {
+        let (text, mood) = reached(broker);
+        row(&format!("broker {}", broker.url), text, mood);
     }
     let cache = format!(
         "{} values, {} bytes, {} fetches under way, {} open handles",
@@ -124,6 +136,19 @@ fn kept(offline: &OfflineStatus) -> (String, Mood) {
             Mood::Good,
         ),
         (None, None) => (format!("{path}, not written yet"), Mood::Plain),
+    }
+}
+
+fn leased(leases: &LeaseStatus) -> String {
+    let (held, next) = (leases.held, leases.next_end);
+    format!("{held} held, the next ends {next:.0} unless it is renewed")
+}
+
+fn reached(broker: &BrokerStatus) -> (String, Mood) {
+    match (broker.connected, &broker.trouble) {
+        (Some(since), _) => (format!("connected since {since:.0}"), Mood::Good),
+        (None, Some(why)) => (format!("trying again: {why}"), Mood::Bad),
+        (None, None) => ("connecting".to_owned(), Mood::Doubtful),
     }
 }
 
@@ -286,6 +311,27 @@ pub(crate) fn audit(session: &mut Session, wanted: Wanted) -> Result<(), Failure
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_broker_is_connected_or_tried_again() {
+        let mut broker = BrokerStatus {
+            url: "tls://n.example:4222".to_owned(),
+            connected: None,
+            trouble: None,
+        };
+        assert_eq!(reached(&broker).0, "connecting");
+        broker.trouble = Some("no route".to_owned());
+        assert_eq!(reached(&broker).0, "trying again: no route");
+        let since = "2026-11-25T16:00:00.7Z".parse().unwrap();
+        (broker.connected, broker.trouble) = (Some(since), None);
+        assert_eq!(reached(&broker).0, "connected since 2026-11-25T16:00:00Z");
+        let leases = LeaseStatus {
+            held: 2,
+            next_end: since,
+        };
+        let line = "2 held, the next ends 2026-11-25T16:00:00Z unless it is renewed";
+        assert_eq!(leased(&leases), line);
+    }
 
     #[test]
     fn how_changes_are_noticed_is_one_line_and_what_is_not_seen_another() {

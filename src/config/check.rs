@@ -46,15 +46,11 @@ mod keys {
         "auth",
     ];
     pub(super) const CLIENT: &[&str] = &["certificate", "key"];
-    pub(super) const AUTH: &[&str] = &[
-        "method",
-        "mount",
-        "file",
-        "role_id",
-        "secret_id",
-        "role",
-        "jwt",
-    ];
+    /// Without the backend, which a section of its own has around it.
+    pub(super) const AUTH: &[&str] = match SERVICE_AUTH {
+        [_backend, method @ ..] => method,
+        [] => &[],
+    };
     pub(super) const SECRET_ID: &[&str] = &["file", "wrapped"];
     pub(super) const SERVICE: &[&str] = &["source", "allow", "manage", "auth", "secrets"];
     pub(super) const SERVICE_AUTH: &[&str] = &[
@@ -79,8 +75,9 @@ mod keys {
     ];
     pub(super) const RULE: &[&str] = &["uid", "gid", "unit", "container"];
     pub(super) const DEFAULTS: &[&str] = &["source", "allow"];
-    pub(super) const SIGNALS: &[&str] = &["nats"];
+    pub(super) const SIGNALS: &[&str] = &["nats", "mqtt"];
     pub(super) const NATS: &[&str] = &["url", "subject", "ca", "credentials", "token"];
+    pub(super) const MQTT: &[&str] = &["url", "topic", "ca", "client", "user", "password"];
     pub(super) const CACHE: &[&str] = &["ttl", "stale", "timeout"];
     pub(super) const OFFLINE: &[&str] = &["path", "max_age"];
     pub(super) const AUDIT: &[&str] = &["path", "on_failure", "max_size", "keep", "detail"];
@@ -142,10 +139,7 @@ fn sections(top: &Section<'_>, file: &Path, accounts: &dyn Accounts) -> Config {
             .get("audit")
             .map(|item| audit(&item))
             .unwrap_or_default(),
-        signals: top
-            .get("signals")
-            .map(|item| signals::signals(&item))
-            .unwrap_or_default(),
+        signals: top.get("signals").and_then(|item| signals::signals(&item)),
     };
     places(top, &config);
     config
@@ -183,8 +177,10 @@ fn places(top: &Section<'_>, config: &Config) {
                 .map(|(key, path)| (format!("`backends.{name}.{key}`"), path)),
         );
     }
-    let signals = signals::files(&config.signals).into_iter();
-    needed.extend(signals.map(|(key, path)| (format!("`signals.{key}`"), path)));
+    if let Some(broker) = &config.signals {
+        let signals = signals::files(broker).into_iter();
+        needed.extend(signals.map(|(key, path)| (format!("`signals.{key}`"), path)));
+    }
     if let Some(offline) = &config.offline {
         needed.push(("`offline.path`".to_owned(), &offline.path));
     }

@@ -96,6 +96,9 @@ pub struct Status {
     pub daemon: Option<DaemonStatus>,
     /// The backends.
     pub backends: Vec<BackendStatus>,
+    /// The broker where changes are heard; left out if the config names none, or no daemon runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broker: Option<BrokerStatus>,
     /// Values in the cache.
     pub cached: usize,
     /// Their bytes.
@@ -169,6 +172,31 @@ pub struct BackendStatus {
     /// How changes at it are noticed; left out if it announces them, or no daemon runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signals: Option<SignalStatus>,
+    /// What it has leased to us; left out if there is nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leases: Option<LeaseStatus>,
+}
+
+/// What a backend has leased to us.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// How many leases have not ended.
+    pub held: usize,
+    /// When the next of them ends, unless it is renewed.
+    pub next_end: Timestamp,
+}
+
+/// The broker where changes are heard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerStatus {
+    /// Scheme, host and port.
+    pub url: String,
+    /// Since when we are connected; left out while we are not, and try again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connected: Option<Timestamp>,
+    /// Why we are not, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// How changes at a backend are noticed.

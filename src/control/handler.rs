@@ -29,7 +29,7 @@ use crate::control::{Answer, Body, Commands, Event, Exchange, Failure, Kind};
 use crate::fs::{Change, Tree};
 use crate::policy::Reason;
 use crate::secret::{Name, SecretBytes, SecretPath};
-use crate::signal::Report;
+use crate::signal::{BrokerReport, Report};
 
 /// How long a server may take over a change.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -94,6 +94,9 @@ pub trait Daemon: Send + Sync + fmt::Debug {
 
     /// What is kept for a start without a network, if anything is.
     fn offline(&self) -> Option<OfflineStatus>;
+
+    /// How it goes with the broker, if there is one.
+    fn broker(&self) -> Option<BrokerReport>;
 
     /// Where the secrets appear.
     fn mount(&self) -> String;

@@ -1,6 +1,6 @@
 //! An audit log that comes over a socket, to which the server connects.
 //!
-//! Lines are always taken from it, whatever the brokers do: a server stops serving when its audit devices do.
+//! Lines are always taken from it, whatever the broker does: a server stops serving when its audit devices do.
 
 use std::fs;
 use std::io;

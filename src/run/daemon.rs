@@ -23,7 +23,7 @@ use crate::control::handler::Daemon;
 use crate::fs::{Catalogue, Tree};
 use crate::keeper;
 use crate::secret::Name;
-use crate::signal::{Report, Signals};
+use crate::signal::{BrokerReport, Report, Signals};
 
 /// How long a reload waits until open handles are checked again. New opens and reads follow the new rules in any case.
 const ENFORCED: Duration = Duration::from_secs(2);
@@ -282,6 +282,10 @@ impl Daemon for Running {
 
     fn offline(&self) -> Option<OfflineStatus> {
         self.offline.as_ref().map(|offline| offline.status())
+    }
+
+    fn broker(&self) -> Option<BrokerReport> {
+        self.signals.broker()
     }
 
     fn mount(&self) -> String {

@@ -1,114 +1,107 @@
-//! NATS: how changes are heard from a server of it, and told.
+//! NATS: a client of one server of it.
 //!
 //! The client connects again by itself, for ever, and reads its credentials anew each time. It knows the one address that
 //! the config names: servers that the server itself names get nothing of ours.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::Path;
-use std::time::Duration;
+use std::io;
 
-use async_nats::{Auth, AuthError, Client, ConnectOptions, Event, Subscriber};
+use async_nats::{Auth, AuthError, ConnectOptions, Event, Subscriber};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
-use zeroize::Zeroizing;
+use tokio::time::timeout;
 
-use super::broker::{self, Health, Nats, SignIn};
-use super::outbox::Outbox;
-use super::part_of;
-use crate::backend::Hints;
+use super::broker::{self, CONNECT, Happened, Health, Nats, PULSE, SEND, SignIn};
+use super::message::Message;
 
-/// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(5);
-/// How often the server must let hear from itself.
-const PULSE: Duration = Duration::from_secs(15);
-/// How long the server is left alone after a connection was lost, at first and at most.
-const AWAY_FOR: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
-/// How long sending may take.
-const SEND: Duration = Duration::from_secs(5);
 /// How many messages may wait for us. What is more is missed, which is noted.
 const WAITING: usize = 1024;
-/// The longest file of credentials, in bytes.
-const MAX_CREDENTIALS: u64 = 64 << 10;
 
-/// Hears changes, for as long as it is waited for.
-pub(super) async fn listen(nats: &Nats, hints: &Hints) {
-    let Some((client, mut events)) = connect(nats).await else {
-        return;
-    };
-    let Ok(mut messages) = client.subscribe(nats.subject.clone()).await else {
-        return tracing::error!(
-            "the broker's client is gone: changes are seen when they are polled"
-        );
-    };
-    let mut health = Health::new(&nats.url);
-    let mut settled = None;
-    loop {
-        let look = settled.unwrap_or_else(Instant::now);
-        tokio::select! {
-            event = next(&mut events) => {
-                note(&event, &mut health);
-                if event == Event::Connected {
-                    settled = Some(Instant::now() + broker::settle());
-                } else if matches!(event, Event::SlowConsumer(_)) {
-                    settled.get_or_insert_with(|| Instant::now() + broker::settle());
+/// A client of one server.
+#[derive(Debug)]
+pub(super) struct Client {
+    client: async_nats::Client,
+    events: mpsc::Receiver<Event>,
+    messages: Option<Subscriber>,
+    subject: String,
+    health: Health,
+}
+
+impl Client {
+    /// Connects in the background. `None`, and told, if it cannot ever.
+    pub(super) async fn new(nats: &Nats, subscribe: bool, health: Health) -> Option<Self> {
+        let (client, events) = connect(nats).await?;
+        let messages = match subscribe {
+            true => match client.subscribe(nats.subject.clone()).await {
+                Ok(messages) => Some(messages),
+                Err(_) => {
+                    tracing::error!(
+                        "the broker's client is gone: changes are seen when they are polled"
+                    );
+                    return None;
                 }
+            },
+            false => None,
+        };
+        Some(Self {
+            client,
+            events,
+            messages,
+            subject: nats.subject.clone(),
+            health,
+        })
+    }
+
+    /// What an event means to us.
+    fn note(&mut self, event: &Event) -> Option<Happened> {
+        match event {
+            Event::Connected => {
+                self.health.up();
+                return Some(Happened::Connected);
             }
-            message = said(&mut messages) => broker::heard(&message, hints),
-            () = sleep_until(look), if settled.is_some() => {
-                settled = None;
-                broker::missed(hints);
+            Event::SlowConsumer(_) => return Some(Happened::Missed),
+            Event::ServerError(_) => self.health.refused(),
+            // An attempt to connect has failed.
+            Event::ClientError(_) if self.health.is_up() => {}
+            Event::ClientError(error) => self.health.down(&error.to_string()),
+            Event::Disconnected | Event::Closed => self.health.down("the connection broke"),
+            Event::LameDuckMode | Event::Draining => {}
+        }
+        None
+    }
+
+    /// True if all of them were sent.
+    async fn publish(&self, messages: &[Message]) -> bool {
+        for message in messages {
+            let bytes = message.to_json().into();
+            let published = self.client.publish(self.subject.clone(), bytes);
+            if published.await.is_err() {
+                return false;
             }
         }
+        self.client.flush().await.is_ok()
     }
 }
 
-/// Tells what has changed, for as long as it is waited for.
-pub(super) async fn tell(nats: &Nats, outbox: &Outbox) {
-    let Some((client, mut events)) = connect(nats).await else {
-        return;
-    };
-    let mut health = Health::new(&nats.url);
-    loop {
-        tokio::select! {
-            event = next(&mut events) => {
-                note(&event, &mut health);
-                if event == Event::Connected {
-                    // What was on its way when the connection broke may be lost, and so is what happened before we began.
-                    outbox.miss();
+impl broker::Client for Client {
+    async fn next(&mut self) -> Happened {
+        loop {
+            tokio::select! {
+                event = next(&mut self.events) => {
+                    if let Some(happened) = self.note(&event) {
+                        return happened;
+                    }
                 }
-            }
-            () = outbox.filled(), if health.is_up() => {
-                if timeout(SEND, send(&client, nats, outbox)).await != Ok(true) {
-                    // If it was not for the connection, it is tried again.
-                    outbox.miss();
-                    tokio::time::sleep(SEND).await;
-                }
+                message = said(&mut self.messages) => return Happened::Message(message),
             }
         }
     }
-}
 
-/// True if all that waited was sent.
-async fn send(client: &Client, nats: &Nats, outbox: &Outbox) -> bool {
-    for message in outbox.take() {
-        let bytes = message.to_json().into();
-        if client.publish(nats.subject.clone(), bytes).await.is_err() {
-            return false;
-        }
+    fn is_up(&self) -> bool {
+        self.health.is_up()
     }
-    client.flush().await.is_ok()
-}
 
-fn note(event: &Event, health: &mut Health<'_>) {
-    match event {
-        Event::Connected => health.up(),
-        Event::ServerError(_) => health.refused(),
-        // An attempt to connect has failed.
-        Event::ClientError(_) if health.is_up() => {}
-        Event::ClientError(_) | Event::Disconnected | Event::Closed => health.down(),
-        Event::SlowConsumer(_) | Event::LameDuckMode | Event::Draining => {}
+    async fn send(&mut self, messages: &[Message]) -> bool {
+        timeout(SEND, self.publish(messages)).await == Ok(true)
     }
 }
 
@@ -119,15 +112,19 @@ async fn next(events: &mut mpsc::Receiver<Event>) -> Event {
     }
 }
 
-async fn said(messages: &mut Subscriber) -> Vec<u8> {
-    match messages.next().await {
+async fn said(messages: &mut Option<Subscriber>) -> Vec<u8> {
+    let message = match messages {
+        Some(messages) => messages.next().await,
+        None => None,
+    };
+    match message {
         Some(message) => message.payload.to_vec(),
         None => std::future::pending().await,
     }
 }
 
 /// A client, which connects in the background, and what it says of that.
-async fn connect(nats: &Nats) -> Option<(Client, mpsc::Receiver<Event>)> {
+async fn connect(nats: &Nats) -> Option<(async_nats::Client, mpsc::Receiver<Event>)> {
     let (events, said) = mpsc::channel(16);
     let mut options = match nats.sign_in.clone() {
         None => ConnectOptions::new(),
@@ -147,7 +144,7 @@ async fn connect(nats: &Nats) -> Option<(Client, mpsc::Receiver<Event>)> {
         .subscription_capacity(WAITING)
         .ignore_discovered_servers()
         .retry_on_initial_connect()
-        .reconnect_delay_callback(pause)
+        .reconnect_delay_callback(broker::pause)
         .event_callback(move |event| {
             let events = events.clone();
             async move { drop(events.send(event).await) }
@@ -164,26 +161,13 @@ async fn connect(nats: &Nats) -> Option<(Client, mpsc::Receiver<Event>)> {
     }
 }
 
-/// How long it is waited before an attempt to connect, of which this is so manieth since the last that succeeded.
-fn pause(attempt: usize) -> Duration {
-    let (first, longest) = AWAY_FOR;
-    let doubled = match u32::try_from(attempt) {
-        Ok(0 | 1) => return Duration::ZERO,
-        Ok(attempt) => first.saturating_mul(1 << (attempt - 2).min(16)),
-        Err(_) => longest,
-    };
-    let whole = doubled.min(longest);
-    // Not all daemons at once.
-    whole / 2 + part_of(whole / 2)
-}
-
 /// What we show to be let in. The nonce is the server's, which we sign.
 fn auth(sign_in: &SignIn, nonce: &[u8]) -> io::Result<Auth> {
     let mut auth = Auth::new();
     match sign_in {
-        SignIn::Token(file) => auth.token = Some(read(file)?.trim().to_owned()),
+        SignIn::Token(file) => auth.token = Some(broker::credentials(file)?.trim().to_owned()),
         SignIn::Credentials(file) => {
-            let text = read(file)?;
+            let text = broker::credentials(file)?;
             let odd = || io::Error::other("no NATS credentials");
             let (jwt, seed) = credentials(&text).ok_or_else(odd)?;
             let key = nkeys::KeyPair::from_seed(seed).map_err(|_| odd())?;
@@ -192,16 +176,6 @@ fn auth(sign_in: &SignIn, nonce: &[u8]) -> io::Result<Auth> {
         }
     }
     Ok(auth)
-}
-
-fn read(path: &Path) -> io::Result<Zeroizing<String>> {
-    // So large that it never grows, which would leave a copy behind.
-    let room = usize::try_from(MAX_CREDENTIALS).unwrap_or_default();
-    let mut text = Zeroizing::new(String::with_capacity(room));
-    File::open(path)?
-        .take(MAX_CREDENTIALS)
-        .read_to_string(&mut text)?;
-    Ok(text)
 }
 
 /// The JWT and the seed in a `.creds` file: each stands between two lines of dashes.
@@ -229,16 +203,6 @@ mod tests {
         assert_eq!(credentials(text), Some(("eyJ0.e30.x_-", "SUAB")));
         for text in ["", "SUAB", "---\nx\n---\n", "---\nx\n---\n---\n\n---\n"] {
             assert_eq!(credentials(text), None, "{text}");
-        }
-    }
-
-    #[test]
-    fn the_pauses_grow_and_end_growing() {
-        assert_eq!(pause(1), Duration::ZERO);
-        let (first, longest) = AWAY_FOR;
-        assert!(pause(2) >= first / 2 && pause(2) <= first);
-        for attempt in [12, 40, usize::MAX] {
-            assert!(pause(attempt) >= longest / 2 && pause(attempt) <= longest);
         }
     }
 }

@@ -31,6 +31,8 @@ const FOLLOWED: Duration = Duration::from_secs(30);
 const GATHER: Duration = Duration::from_millis(50);
 /// The paths that may be gathered.
 const GATHERED: usize = 1024;
+/// The versions of one path that may be.
+const VERSIONS: usize = 4;
 
 /// The shortest and the longest interval.
 const EVERY: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(86400)];
@@ -64,7 +66,8 @@ pub(super) struct Poll {
     to_follow: VecDeque<Reference>,
     /// What is followed or is to be; true if it has changed again meanwhile.
     changed: HashMap<Reference, bool>,
-    hints: HashMap<String, Option<Version>>,
+    /// What was told of each path, once each: they may have come in another order than they were told in, or twice.
+    hints: HashMap<String, Vec<Option<Version>>>,
     gathered: Option<Instant>,
     /// Changes may have been missed.
     missed: bool,
@@ -320,7 +323,12 @@ impl Poll {
                 if self.hints.len() >= GATHERED && !self.hints.contains_key(&path) {
                     self.missed = true;
                 } else {
-                    self.hints.insert(path, version);
+                    let told = self.hints.entry(path).or_default();
+                    if told.len() >= VERSIONS {
+                        self.missed = true;
+                    } else if !told.contains(&version) {
+                        told.push(version);
+                    }
                 }
                 if first {
                     self.gathered = Some(self.clock.now() + part_of(GATHER));
@@ -339,17 +347,23 @@ impl Poll {
         self.look_around(now);
         for used in self.plan.at(|path| hints.contains_key(path)) {
             let record = used.record;
-            let version = hints.get(&record.path).and_then(Option::as_ref);
-            let known = |version| used.versions.iter().all(|known| known == version);
+            let known = |version: &Version| used.versions.iter().all(|known| known == version);
+            // One that we have says nothing against the others.
+            let is_news = |told: &&Option<Version>| match told {
+                Some(version) => used.absent || !known(version),
+                None => true,
+            };
+            let told = hints.get(&record.path).into_iter().flatten();
+            let Some(version) = told.filter(is_news).last() else {
+                continue;
+            };
             match version {
-                // We have it.
-                Some(version) if !used.absent && known(version) => {}
                 // It comes to an end with a round of all.
                 _ if self.outage.is_some() => {}
                 // What is bound to a version of its own is not what others are about.
                 Some(_) if record.version.is_some() => self.plan.hurry(&record),
                 Some(_) | None => {
-                    if self.plan.hint(&record, version.cloned()) {
+                    if self.plan.hint(&record, version.clone()) {
                         self.follow(record);
                     }
                 }

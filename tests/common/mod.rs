@@ -11,6 +11,7 @@ use std::time::Duration;
 use secretfs::clock::Clock;
 
 pub(crate) mod authority;
+pub(crate) mod broker;
 pub(crate) mod cgroups;
 pub(crate) mod daemon;
 pub(crate) mod ears;
@@ -19,7 +20,6 @@ pub(crate) mod impostor;
 pub(crate) mod kept;
 pub(crate) mod machine;
 pub(crate) mod mounts;
-pub(crate) mod nats;
 pub(crate) mod probe;
 pub(crate) mod proxy;
 pub(crate) mod runtime;

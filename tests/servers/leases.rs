@@ -39,6 +39,9 @@ both = "vault:{path}"
     let both: serde_json::Value = serde_json::from_str(&read("both")).unwrap();
     assert_eq!(both["username"], pair.0.as_str());
     assert_eq!(database.users().len(), 1);
+    let status = daemon.secretfs(&["status"], b"");
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains("1 held, the next ends 2"), "{status}");
 
     // It is renewed as long as somebody reads it, and replaced before it ends for good: there is always one that is good.
     let mut users = std::collections::BTreeSet::new();

@@ -11,11 +11,12 @@ use nix::unistd::Pid;
 use secretfs::clock::Clock;
 use serde_json::json;
 
+use crate::common::authority::Authority;
+use crate::common::broker::{Broker, Kind};
 use crate::common::daemon::{Daemon, Setup};
 use crate::common::folder::Folder;
 use crate::common::kept::Kept;
 use crate::common::machine::{Need, needs};
-use crate::common::nats::Nats;
 use crate::common::probe::{Probe, Who};
 use crate::common::vault::Vault;
 use crate::common::{DEADLINE, eventually};
@@ -33,7 +34,7 @@ fn token(vault: &Vault, name: &str) -> std::path::PathBuf {
 
 /// A daemon with a secret `app/x`, which is `x` of the record `a` in the folder `name`; one that its service signs in for
 /// itself to see, which is `own/x`; and their reader, who has seen both.
-fn daemon(vault: &Vault, nats: &Nats, name: &str, poll: &str) -> (Daemon, Probe) {
+fn daemon(vault: &Vault, broker: &Broker, name: &str, poll: &str) -> (Daemon, Probe) {
     let token = token(vault, name);
     let services = format!(
         "{}{}\n[cache]\nttl = \"1h\"\n
@@ -41,7 +42,7 @@ fn daemon(vault: &Vault, nats: &Nats, name: &str, poll: &str) -> (Daemon, Probe)
 [services.own]\nallow = [{{ uid = 4001 }}]\nsecrets.x = \"vault:secret/{name}/a#x\"
 auth = {{ method = \"token\", file = \"{}\" }}\n",
         section(vault, &token, &format!("poll = \"{poll}\"")),
-        nats.section(),
+        broker.section(),
         token.display(),
     );
     let setup = Setup {
@@ -79,9 +80,9 @@ struct Relay {
 
 impl Relay {
     #[track_caller]
-    fn start(vault: &Vault, nats: &Nats, log: [&str; 2]) -> Self {
+    fn start(vault: &Vault, broker: &Broker, log: [&str; 2]) -> Self {
         let folder = Folder::new();
-        let config = section(vault, &vault.at("no-token-at-all"), "") + &nats.section();
+        let config = section(vault, &vault.at("no-token-at-all"), "") + &broker.section();
         fs::write(folder.at("config.toml"), config).unwrap();
         let config = folder.text("config.toml");
         let mut words = vec![env!("CARGO_BIN_EXE_secretfs"), "--config", &config, "relay"];
@@ -101,13 +102,23 @@ impl Relay {
 
 #[test]
 fn a_change_is_told_to_every_daemon_at_once() {
-    needs!(Need::Vault, Need::Program("nats-server"));
-    let (vault, nats) = (Vault::shared(), Nats::start());
-    vault.put("relayed/a", json!({ "x": "canary one" }));
+    tell_every_daemon(Kind::Nats, "relayed");
+}
+
+#[test]
+fn a_change_is_told_by_mqtt_to_every_daemon_at_once() {
+    tell_every_daemon(Kind::Mqtt, "relayed-by-mqtt");
+}
+
+fn tell_every_daemon(kind: Kind, name: &str) {
+    needs!(Need::Vault, Need::Program(kind.program()));
+    let (vault, broker) = (Vault::shared(), Broker::start(kind));
+    let record = format!("{name}/a");
+    vault.put(&record, json!({ "x": "canary one" }));
     let audit = vault.at("audit.log");
-    let relay = Relay::start(vault, &nats, ["--audit-file", audit.to_str().unwrap()]);
+    let relay = Relay::start(vault, &broker, ["--audit-file", audit.to_str().unwrap()]);
     let mut daemons = [(); 2].map(|()| {
-        let (daemon, reader) = daemon(vault, &nats, "relayed", "0");
+        let (daemon, reader) = daemon(vault, &broker, name, "0");
         // A reader goes before its daemon.
         (reader, daemon)
     });
@@ -120,7 +131,7 @@ fn a_change_is_told_to_every_daemon_at_once() {
     let mut slowest = Duration::ZERO;
     for round in 0..10 {
         let value = format!("canary {round}");
-        vault.put("relayed/a", json!({ "x": value }));
+        vault.put(&record, json!({ "x": value }));
         let written = clock.now();
         for (reader, daemon) in &mut daemons {
             sees(daemon, reader, &value);
@@ -128,43 +139,69 @@ fn a_change_is_told_to_every_daemon_at_once() {
         slowest = slowest.max(clock.now() - written);
         std::thread::sleep(Duration::from_millis(100));
     }
-    println!("two daemons saw a change after at most {slowest:?}");
-    vault.delete("relayed/a");
+    println!("{kind:?}: two daemons saw a change after at most {slowest:?}");
+    vault.delete(&record);
     for (reader, daemon) in &mut daemons {
         let gone = || reader.cat(&daemon.path("app/x")) == Err(nix::errno::Errno::ENOENT);
         assert!(eventually(DEADLINE, gone), "{}", daemon.log());
     }
     let told = relay.log();
-    assert!(
-        told.contains(r#"{"backend":"vault","path":"secret/relayed/a","version":"2"}"#),
-        "{told}"
-    );
-    assert!(!told.contains("canary") && !nats.log().contains("canary"));
+    let one = format!(r#"{{"backend":"vault","path":"secret/{record}","version":"2"}}"#);
+    assert!(told.contains(&one), "{told}");
+    assert!(!told.contains("canary") && !broker.log().contains("canary"));
     assert!(relay.process.runs());
 }
 
 #[test]
 fn what_was_missed_while_the_broker_was_away_is_polled() {
-    needs!(Need::Vault, Need::Program("nats-server"));
-    let (vault, mut nats) = (Vault::shared(), Nats::start());
-    vault.put("missed/a", json!({ "x": "one" }));
+    go_and_come(Kind::Nats, "missed");
+}
+
+#[test]
+fn what_was_missed_while_the_mqtt_broker_was_away_is_polled() {
+    go_and_come(Kind::Mqtt, "missed-by-mqtt");
+}
+
+fn go_and_come(kind: Kind, name: &str) {
+    needs!(Need::Vault, Need::Program(kind.program()));
+    let (vault, mut broker) = (Vault::shared(), Broker::start(kind));
+    let record = format!("{name}/a");
+    vault.put(&record, json!({ "x": "one" }));
     let audit = vault.at("audit.log");
-    let relay = Relay::start(vault, &nats, ["--audit-file", audit.to_str().unwrap()]);
-    let (polling, mut reader) = daemon(vault, &nats, "missed", "1s");
-    let (silent, mut other) = daemon(vault, &nats, "missed", "0");
+    let relay = Relay::start(vault, &broker, ["--audit-file", audit.to_str().unwrap()]);
+    let (polling, mut reader) = daemon(vault, &broker, name, "1s");
+    let (silent, mut other) = daemon(vault, &broker, name, "0");
     sees(&polling, &mut reader, "one");
     sees(&silent, &mut other, "one");
-    nats.kill();
+    broker.kill();
     let lost = |log: String| log.contains("the broker cannot be reached");
     assert!(eventually(DEADLINE, || lost(silent.log()) && lost(relay.log())));
-    vault.put("missed/a", json!({ "x": "two" }));
+    let status = || {
+        let said = silent.secretfs(&["status", "--json"], b"");
+        serde_json::from_slice::<serde_json::Value>(&said.stdout).unwrap()["broker"].take()
+    };
+    let away = status();
+    assert!(
+        away["connected"].is_null() && away["trouble"].is_string(),
+        "{away}"
+    );
+    vault.put(&record, json!({ "x": "two" }));
     sees(&polling, &mut reader, "two");
     assert_eq!(other.cat(&silent.path("app/x")).unwrap(), b"one");
-    nats.run();
+    broker.run();
     sees(&silent, &mut other, "two");
+    let back = status();
+    assert!(
+        back["connected"].is_string() && back["trouble"].is_null(),
+        "{back}"
+    );
+    assert!(
+        broker.section().contains(back["url"].as_str().unwrap()),
+        "{back}"
+    );
     let back = || relay.log().matches("connected to the broker").count() == 2;
     assert!(eventually(DEADLINE, back), "{}", relay.log());
-    vault.put("missed/a", json!({ "x": "three" }));
+    vault.put(&record, json!({ "x": "three" }));
     sees(&silent, &mut other, "three");
     for log in [silent.log(), relay.log()] {
         assert_eq!(
@@ -178,16 +215,33 @@ fn what_was_missed_while_the_broker_was_away_is_polled() {
 
 #[test]
 fn a_broker_that_lets_nobody_in_costs_nothing_but_the_poll() {
-    needs!(Need::Vault, Need::Program("nats-server"));
-    let (vault, nats) = (Vault::shared(), Nats::start());
+    for kind in [Kind::Nats, Kind::Mqtt] {
+        needs!(Need::Vault, Need::Program(kind.program()));
+        let broker = Broker::start(kind);
+        let wrong = broker.at("wrong");
+        fs::write(&wrong, "wrong-word").unwrap();
+        let log = poll_alone(&broker.section_with(&wrong, &broker.at("ca.pem")));
+        assert!(!log.contains("wrong-word"), "{log}");
+    }
+}
+
+#[test]
+fn a_broker_of_another_authority_is_shown_nothing() {
+    needs!(Need::Vault, Need::Program("mosquitto"));
+    let (broker, folder) = (Broker::start(Kind::Mqtt), Folder::new());
+    let other = Authority::new(folder.path());
+    let log = poll_alone(&broker.section_with(&broker.at("word"), &other.path()));
+    assert!(log.contains("UnknownIssuer"), "{log}");
+}
+
+/// A daemon that cannot sign in to this broker sees changes when it polls. What it said.
+fn poll_alone(signals: &str) -> String {
+    let vault = Vault::shared();
     vault.put("shut/a", json!({ "x": "one" }));
-    let file = nats.at("wrong");
-    fs::write(&file, "wrong-token").unwrap();
     let token = token(vault, "shut");
     let services = format!(
-        "{}{}[services.app]\nallow = [{{ uid = 4001 }}]\nsecrets.x = \"vault:secret/shut/a#x\"\n",
+        "{}{signals}[services.app]\nallow = [{{ uid = 4001 }}]\nsecrets.x = \"vault:secret/shut/a#x\"\n",
         section(vault, &token, "poll = \"1s\""),
-        nats.section_with(&file),
     );
     let setup = Setup {
         services: &services,
@@ -208,17 +262,58 @@ fn a_broker_that_lets_nobody_in_costs_nothing_but_the_poll() {
     sees("two");
     let said = || daemon.log().contains("lets nobody in");
     assert!(eventually(DEADLINE, said), "{}", daemon.log());
-    assert!(!daemon.log().contains("wrong-token"));
+    daemon.log()
+}
+
+#[test]
+fn what_is_no_message_changes_nothing() {
+    needs!(
+        Need::Vault,
+        Need::Program("mosquitto"),
+        Need::Program("mosquitto_pub")
+    );
+    let (vault, broker) = (Vault::shared(), Broker::start(Kind::Mqtt));
+    vault.put("hostile/a", json!({ "x": "one" }));
+    let (daemon, mut reader) = daemon(vault, &broker, "hostile", "0");
+    sees(&daemon, &mut reader, "one");
+    // What it looks at after it has connected is over.
+    std::thread::sleep(Duration::from_secs(3));
+    vault.put("hostile/a", json!({ "x": "two" }));
+    let message = br#"{"backend":"vault","path":"secret/hostile/a"}"#;
+    let topic = "secretfs/changes";
+    let long = [b" ".repeat(9000), message.to_vec()].concat();
+    let huge = [b" ".repeat(1 << 20), message.to_vec()].concat();
+    for (topic, bytes) in [
+        ("secretfs/other", &message[..]),
+        (topic, b"\xff\0garbage"),
+        (topic, b""),
+        (topic, br#"{"backend":"vault","path":"secret/hostile/b"}"#),
+        (topic, br#"{"backend":"other"}"#),
+        (topic, &long),
+        (topic, &huge),
+    ] {
+        broker.publish(topic, bytes);
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(reader.cat(&daemon.path("app/x")).unwrap(), b"one");
+    broker.publish(topic, message);
+    sees(&daemon, &mut reader, "two");
+    let log = daemon.log();
+    assert_eq!(log.matches("connected to the broker").count(), 1, "{log}");
+    assert!(
+        !log.contains("garbage") && !log.contains("cannot be reached"),
+        "{log}"
+    );
 }
 
 #[test]
 fn the_audit_log_may_be_rotated_and_may_be_a_socket() {
     needs!(Need::Vault, Need::Program("nats-server"));
-    let (vault, nats) = (Vault::start(), Nats::start());
+    let (vault, broker) = (Vault::start(), Broker::start(Kind::Nats));
     vault.put("rotated/a", json!({ "x": "one" }));
     let audit = vault.at("audit.log");
-    let by_file = Relay::start(&vault, &nats, ["--audit-file", audit.to_str().unwrap()]);
-    let (daemon, mut reader) = daemon(&vault, &nats, "rotated", "0");
+    let by_file = Relay::start(&vault, &broker, ["--audit-file", audit.to_str().unwrap()]);
+    let (daemon, mut reader) = daemon(&vault, &broker, "rotated", "0");
     sees(&daemon, &mut reader, "one");
     fs::rename(&audit, vault.at("audit.log.1")).unwrap();
     vault.put("rotated/a", json!({ "x": "two" }));
@@ -230,7 +325,7 @@ fn the_audit_log_may_be_rotated_and_may_be_a_socket() {
     drop(by_file);
     let socket = vault.at("audit.sock");
     let place = socket.to_str().unwrap();
-    let _by_socket = Relay::start(&vault, &nats, ["--audit-socket", place]);
+    let _by_socket = Relay::start(&vault, &broker, ["--audit-socket", place]);
     let device =
         json!({ "type": "socket", "options": { "address": place, "socket_type": "unix" } });
     vault.call("PUT", "sys/audit/socket", device);

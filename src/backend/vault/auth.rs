@@ -5,10 +5,10 @@
 //! possible: what was leased with it ends with it.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use vaultrs::api::auth::approle::requests::LoginWithApproleRequest;
 use vaultrs::api::auth::oidc::requests::JWTLoginRequest;
 use vaultrs::api::token::requests::{
@@ -46,9 +46,8 @@ pub(super) struct Auth {
     /// From the environment, where the method is a token and no file is named.
     given: Option<SecretBytes>,
     clock: Clock,
-    signed_in: Mutex<SignedInAs>,
-    /// Told when there is another.
-    changed: Notify,
+    /// Who waits for one, or for another, is told.
+    signed_in: watch::Sender<SignedInAs>,
     /// Whose turn it is to sign in.
     turn: tokio::sync::Mutex<Turn>,
 }
@@ -86,8 +85,7 @@ impl Auth {
             method,
             given: given.map(|token| SecretBytes::new(token.as_bytes().to_vec())),
             clock,
-            signed_in: Mutex::default(),
-            changed: Notify::new(),
+            signed_in: watch::Sender::default(),
             turn: tokio::sync::Mutex::default(),
         }
     }
@@ -156,8 +154,9 @@ impl Auth {
 
     /// Renews the token when it is due, for as long as it is waited for.
     pub(super) async fn keep(&self, http: &Http) {
+        let mut tokens = self.signed_in.subscribe();
         loop {
-            let token = self.current();
+            let token = tokens.borrow_and_update().token.clone();
             let due = token.as_ref().and_then(|token| token.due);
             let wait = due.map(|due| due.saturating_duration_since(self.clock.now()));
             let wait = match (token, wait) {
@@ -171,7 +170,7 @@ impl Auth {
                 (_, wait) => wait.unwrap_or(LOOK).min(LOOK),
             };
             // What comes meanwhile may be due before.
-            let _ = tokio::time::timeout(wait, self.changed.notified()).await;
+            let _ = tokio::time::timeout(wait, tokens.changed()).await;
         }
     }
 
@@ -192,26 +191,24 @@ impl Auth {
         }
     }
 
-    /// True once somebody needed a token.
-    pub(super) fn is_signed_in(&self) -> bool {
-        self.current().is_some()
+    /// Waits until somebody needed a token.
+    pub(super) async fn signed_in(&self) {
+        let mut tokens = self.signed_in.subscribe();
+        // It can fail only after its sender, which is here.
+        let _ = tokens.wait_for(|now| now.token.is_some()).await;
     }
 
     fn current(&self) -> Option<Arc<Token>> {
-        self.signed_in().token.clone()
-    }
-
-    fn signed_in(&self) -> MutexGuard<'_, SignedInAs> {
-        self.signed_in
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.signed_in.borrow().token.clone()
     }
 
     fn set(&self, token: Option<Arc<Token>>) -> Option<Arc<Token>> {
-        let mut signed_in = self.signed_in();
-        self.changed.notify_one();
-        signed_in.number += 1;
-        std::mem::replace(&mut signed_in.token, token)
+        let mut before = None;
+        self.signed_in.send_modify(|signed_in| {
+            signed_in.number += 1;
+            before = std::mem::replace(&mut signed_in.token, token);
+        });
+        before
     }
 
     /// The token, if it can still be used.

@@ -40,10 +40,7 @@ pub(super) async fn listen(vault: &Vault, hints: &Hints) {
     let (mut wait, longest) = AWAY_FOR;
     loop {
         // Before anybody has asked for anything there is nothing to hear of.
-        if !vault.0.auth.is_signed_in() {
-            sleep(AWAY_FOR.0).await;
-            continue;
-        }
+        vault.0.auth.signed_in().await;
         match subscribe(vault).await {
             Ok(stream) => {
                 wait = AWAY_FOR.0;

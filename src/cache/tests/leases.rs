@@ -55,11 +55,16 @@ async fn rule_12_no_poll_and_no_ttl_makes_another_value() {
 #[tokio::test]
 async fn rule_12_a_lease_is_renewed_while_anybody_reads_and_only_then() {
     let bench = Bench::lessor(true);
+    let leases = |backend: &str| bench.cache.leases(&backend.parse().unwrap());
+    assert_eq!(leases("a"), (0, None));
     let one = number(&bench.leased_user().await);
     bench.later(39 * MINUTE).await;
     assert_eq!(bench.a.renewals(), 0);
+    assert_eq!(leases("a"), (1, Some(21 * MINUTE)));
     bench.later(MINUTE).await;
     assert_eq!(bench.a.renewals(), 1);
+    assert_eq!(leases("a"), (1, Some(60 * MINUTE)));
+    assert_eq!(leases("b"), (0, None));
     // Somebody who asks, and then somebody who only has it open.
     bench.later(20 * MINUTE).await;
     let open = bench.leased_user().await.unwrap();

@@ -82,6 +82,17 @@ pub(super) fn file(item: &Item<'_>, example: &str) -> Option<PathBuf> {
     path(&section.need("file", example)?)
 }
 
+/// `{ certificate = "…", key = "…" }`
+pub(super) fn client(item: &Item<'_>) -> Option<ClientCertificate> {
+    let section = item.section(keys::CLIENT)?;
+    let file = |key| path(&section.need(key, "\"/etc/secretfs/client.pem\"")?);
+    let (certificate, key) = (file("certificate"), file("key"));
+    Some(ClientCertificate {
+        certificate: certificate?,
+        key: key?,
+    })
+}
+
 fn vault(item: &Item<'_>) -> Option<Settings> {
     let section = item.section(keys::VAULT)?;
     let address = section.get("address").and_then(|item| {
@@ -102,15 +113,7 @@ fn vault(item: &Item<'_>) -> Option<Settings> {
         }
         Some(text.trim_matches('/').to_owned())
     });
-    let client = section.get("client").and_then(|item| {
-        let section = item.section(keys::CLIENT)?;
-        let file = |key| path(&section.need(key, "\"/etc/secretfs/client.pem\"")?);
-        let (certificate, key) = (file("certificate"), file("key"));
-        Some(ClientCertificate {
-            certificate: certificate?,
-            key: key?,
-        })
-    });
+    let client = section.get("client").and_then(|item| client(&item));
     let auth = match section.get("auth") {
         Some(item) => auth(&item),
         None => Some(Method::Token { file: None }),
@@ -288,7 +291,7 @@ fn method(item: &Item<'_>, section: &Section<'_>) -> Option<Method> {
 }
 
 /// Text without spaces.
-fn word(section: &Section<'_>, key: &'static str) -> Option<String> {
+pub(super) fn word(section: &Section<'_>, key: &'static str) -> Option<String> {
     let item = section.get(key)?;
     let text = item.text("a word, as in \"billing\"")?;
     if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {

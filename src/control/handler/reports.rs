@@ -9,8 +9,8 @@ use crate::audit::{Filter, Outcome, Reader, Report};
 use crate::caller::{Caller, Evidence};
 use crate::config::AuditTarget;
 use crate::control::answers::{
-    AuditLine, AuditSummary, BackendStatus, Check, DaemonStatus, Explained, Health, SignalStatus,
-    Status,
+    AuditLine, AuditSummary, BackendStatus, BrokerStatus, Check, DaemonStatus, Explained, Health,
+    LeaseStatus, SignalStatus, Status,
 };
 use crate::control::protocol::{AuditQuery, Subject};
 use crate::control::{Answer, Event, Failure};
@@ -37,6 +37,13 @@ impl Job<'_> {
                 release: env!("CARGO_PKG_VERSION").to_owned(),
             }),
             backends: self.backends(),
+            broker: daemon
+                .and_then(|daemon| daemon.broker())
+                .map(|broker| BrokerStatus {
+                    url: broker.url,
+                    connected: broker.connected,
+                    trouble: broker.trouble,
+                }),
             cached: figures.cache.values,
             cached_bytes: figures.cache.bytes,
             fetching: figures.cache.flights,
@@ -72,6 +79,7 @@ impl Job<'_> {
                     trouble,
                     secrets: self.parts.stores.get(name).map(|store| store.len()),
                     signals: self.signals(name),
+                    leases: self.leases(name),
                 }
             })
             .collect();
@@ -86,6 +94,15 @@ impl Job<'_> {
             heard: report.heard,
             in_use: report.in_use,
             refused: report.refused,
+        })
+    }
+
+    fn leases(&self, backend: &Name) -> Option<LeaseStatus> {
+        let (held, soon) = self.parts.cache.leases(backend);
+        let now = self.parts.clock.timestamp();
+        Some(LeaseStatus {
+            held,
+            next_end: now.saturating_add(soon?).unwrap_or(now),
         })
     }
 

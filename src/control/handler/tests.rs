@@ -86,6 +86,14 @@ impl Daemon for FakeDaemon {
         None
     }
 
+    fn broker(&self) -> Option<BrokerReport> {
+        Some(BrokerReport {
+            url: "tls://n.example:4222".to_owned(),
+            connected: None,
+            trouble: Some("no route".to_owned()),
+        })
+    }
+
     fn mount(&self) -> String {
         "/secrets".to_owned()
     }

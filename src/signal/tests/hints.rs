@@ -74,6 +74,38 @@ async fn a_hint_has_the_record_asked_if_it_tells() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_hint_hides_another_that_comes_with_it() {
+    // A version that we have, late or once more, and the same number again after a deletion.
+    for told in [
+        [Some("2"), Some("1")],
+        [Some("1"), Some("2")],
+        [None, Some("1")],
+    ] {
+        let bench = Bench::new();
+        bench.uses("x", Need::Now);
+        bench.pass(2 * EVERY).await;
+        assert_eq!(bench.backend.newest("x"), Some(Version::new("1")));
+        bench.backend.put("x", "two");
+        for version in told {
+            bench.hint("x", version);
+        }
+        bench.pass(AT_ONCE).await;
+        assert_eq!(bench.changed(), ["x"], "{told:?}");
+    }
+    // Of too many different ones some are missed, and then all is asked.
+    let bench = Bench::new();
+    bench.uses("x", Need::Now);
+    bench.uses("y", Need::Now);
+    bench.pass(2 * EVERY).await;
+    bench.backend.put("y", "two");
+    for version in 10..20 {
+        bench.hint("x", Some(&version.to_string()));
+    }
+    bench.pass(AT_ONCE).await;
+    assert_eq!(bench.changed(), ["y"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hint_takes_nothing_away_while_the_backend_is_away() {
     let bench = Bench::new();
     bench.uses("x", Need::Now);

@@ -41,7 +41,7 @@ impl Auth {
     pub(in super::super) fn session(&self, known: u64) -> Option<(u64, SecretBytes)> {
         let turn = self.turn.try_lock().ok()?;
         let (number, token) = {
-            let signed_in = self.signed_in();
+            let signed_in = self.signed_in.borrow();
             (signed_in.number, signed_in.token.clone())
         };
         if number == known {

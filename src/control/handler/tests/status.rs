@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn status_says_how_changes_at_a_backend_are_noticed() {
+async fn status_says_how_changes_at_a_backend_are_noticed_and_how_the_broker_is() {
     let world = world(Authority::Policy);
     let status = world.call(ROOT, Request::Status {}, Body::Empty);
     let status = status.await.unwrap().json;
@@ -15,4 +15,7 @@ async fn status_says_how_changes_at_a_backend_are_noticed() {
         "refused": 2,
     });
     assert_eq!(*signals, expected);
+    assert!(status["backends"][0].get("leases").is_none());
+    let expected = serde_json::json!({ "url": "tls://n.example:4222", "trouble": "no route" });
+    assert_eq!(status["broker"], expected);
 }
