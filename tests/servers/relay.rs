@@ -173,6 +173,8 @@ fn go_and_come(kind: Kind, name: &str) {
     let (silent, mut other) = daemon(vault, &broker, name, "0");
     sees(&polling, &mut reader, "one");
     sees(&silent, &mut other, "one");
+    // What each looks at after it has connected is over.
+    std::thread::sleep(Duration::from_secs(3));
     broker.kill();
     let lost = |log: String| log.contains("the broker cannot be reached");
     assert!(eventually(DEADLINE, || lost(silent.log()) && lost(relay.log())));
