@@ -67,7 +67,7 @@ pub(super) struct Client {
 enum State {
     /// It is waited for a while first.
     Connecting(BoxFuture<'static, Result<Wire, Fault>>),
-    Connected(Wire),
+    Connected(Box<Wire>),
 }
 
 impl Client {
@@ -104,7 +104,7 @@ impl broker::Client for Client {
             let fault = match &mut self.state {
                 State::Connecting(connecting) => match connecting.await {
                     Ok(wire) => {
-                        self.state = State::Connected(wire);
+                        self.state = State::Connected(Box::new(wire));
                         self.health.up();
                         return Happened::Connected;
                     }
@@ -221,10 +221,10 @@ impl Wire {
         self.framed.flush().await?;
         let packet = self.framed.next().await.ok_or(Fault::Ended)??;
         self.heard = true;
-        match packet {
-            Packet::Disconnect(_) => Err(Fault::Ended),
-            packet => Ok(packet),
+        if matches!(packet, Packet::Disconnect(_)) {
+            return Err(Fault::Ended);
         }
+        Ok(packet)
     }
 }
 
@@ -268,11 +268,13 @@ async fn open(mqtt: Mqtt, subscribe: bool) -> Result<Wire, Fault> {
         window: WINDOW,
     };
     wire.framed.feed(hello(login)).await?;
-    match wire.packet().await? {
-        Packet::ConnAck(ack) if ack.code == ConnectReturnCode::Success => wire.agree(&ack),
-        Packet::ConnAck(ack) => return Err(Fault::Shut(ack.code)),
-        _ => return Err(Fault::Ended),
+    let Packet::ConnAck(ack) = wire.packet().await? else {
+        return Err(Fault::Ended);
+    };
+    if ack.code != ConnectReturnCode::Success {
+        return Err(Fault::Shut(ack.code));
     }
+    wire.agree(&ack);
     if subscribe {
         wire.subscribe().await?;
     }

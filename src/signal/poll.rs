@@ -353,8 +353,8 @@ impl Poll {
                 Some(version) => used.absent || !known(version),
                 None => true,
             };
-            let told = hints.get(&record.path).into_iter().flatten();
-            let Some(version) = told.filter(is_news).last() else {
+            let mut told = hints.get(&record.path).into_iter().flatten();
+            let Some(version) = told.rfind(is_news) else {
                 continue;
             };
             match version {
