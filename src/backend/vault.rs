@@ -36,6 +36,7 @@ mod lives;
 mod mounts;
 mod reply;
 pub mod settings;
+mod tls;
 mod write;
 
 #[cfg(test)]
@@ -77,7 +78,7 @@ impl fmt::Debug for Vault {
 }
 
 impl Vault {
-    /// A server, called `name` in the config. Nothing is sent before something is asked for. `env` gives a variable of
+    /// A server, called `name` in the config. Nothing is read or sent before something is asked for. `env` gives a variable of
     /// the environment, for what the settings leave out.
     ///
     /// # Errors
@@ -91,8 +92,8 @@ impl Vault {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
             .map_err(|_| "the machine gives no random numbers")?;
         Ok(Self(Arc::new(Inner {
+            http: Http::new(&name, settings, env)?,
             name,
-            http: Http::new(settings, env)?,
             poll: settings.poll,
             auth: Auth::new(settings.auth.clone(), env, clock.clone()),
             mounts: Mounts::default(),
