@@ -12,14 +12,12 @@ use secretfs::clock::Clock;
 use serde_json::json;
 
 use crate::common::daemon::{Daemon, Setup};
-use crate::common::folder::Folder;
-use crate::common::kept::Kept;
 use crate::common::machine::{Need, needs};
 use crate::common::nats::Nats;
 use crate::common::probe::{Probe, Who};
-use crate::common::vault::Vault;
+use crate::common::relay::Relay;
+use crate::common::vault::{Vault, section};
 use crate::common::{DEADLINE, eventually};
-use crate::reading::section;
 
 /// A file for a token that may read the records below a folder, and subscribe to nothing.
 fn token(vault: &Vault, name: &str) -> std::path::PathBuf {
@@ -71,34 +69,6 @@ fn sees(daemon: &Daemon, reader: &mut Probe, value: &str) {
     }
 }
 
-/// A relay, with a config in which there is nothing but the server and the broker.
-struct Relay {
-    process: Kept,
-    folder: Folder,
-}
-
-impl Relay {
-    #[track_caller]
-    fn start(vault: &Vault, nats: &Nats, log: [&str; 2]) -> Self {
-        let folder = Folder::new();
-        let config = section(vault, &vault.at("no-token-at-all"), "") + &nats.section();
-        fs::write(folder.at("config.toml"), config).unwrap();
-        let config = folder.text("config.toml");
-        let mut words = vec![env!("CARGO_BIN_EXE_secretfs"), "--config", &config, "relay"];
-        words.extend(["--json", "--backend", "vault"]);
-        words.extend(log);
-        let process = Kept::start(&folder, Signal::SIGTERM, None, &words);
-        let relay = Self { process, folder };
-        let ready = || relay.log().contains("connected to the broker");
-        assert!(eventually(DEADLINE, ready), "{}", relay.log());
-        relay
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.folder.at("server.log")).unwrap_or_default()
-    }
-}
-
 #[test]
 fn a_change_is_told_to_every_daemon_at_once() {
     needs!(Need::Vault, Need::Program("nats-server"));
@@ -140,7 +110,7 @@ fn a_change_is_told_to_every_daemon_at_once() {
         "{told}"
     );
     assert!(!told.contains("canary") && !nats.log().contains("canary"));
-    assert!(relay.process.runs());
+    assert!(relay.runs());
 }
 
 #[test]
