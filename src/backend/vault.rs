@@ -36,6 +36,7 @@ mod lives;
 mod mounts;
 mod reply;
 pub mod settings;
+mod tls;
 mod write;
 
 #[cfg(test)]
@@ -78,7 +79,7 @@ impl fmt::Debug for Vault {
 }
 
 impl Vault {
-    /// A server, called `name` in the config. Nothing is sent before something is asked for. `env` gives a variable of
+    /// A server, called `name` in the config. Nothing is read or sent before something is asked for. `env` gives a variable of
     /// the environment, for what the settings leave out.
     ///
     /// # Errors
@@ -91,7 +92,7 @@ impl Vault {
     ) -> Result<Self, String> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
             .map_err(|_| "the machine gives no random numbers")?;
-        let http = Http::new(settings, env)?;
+        let http = Http::new(&name, settings, env)?;
         let (address, namespace) = (http.address(), settings.namespace(env));
         Ok(Self(Arc::new(Inner {
             whereabouts: format!("{address} {namespace:?} {:?}", settings.auth),

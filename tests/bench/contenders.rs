@@ -102,10 +102,10 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Makes a store in `folder` and serves it.
-    pub(crate) fn start(folder: &Path, many: usize, clock: &Clock) -> Self {
+    /// Makes a store in `folder` and serves it, and what `more` of a config says.
+    pub(crate) fn start(folder: &Path, many: usize, more: &str, clock: &Clock) -> Self {
         make_store(folder, many, clock);
-        fs::write(folder.join("config.toml"), config(folder)).expect("a config");
+        fs::write(folder.join("config.toml"), config(folder) + more).expect("a config");
         fs::create_dir(folder.join("secrets")).expect("a mountpoint");
         // Told to end when this program does, however it ends.
         let mut command = Command::new("setpriv");
@@ -238,7 +238,7 @@ fn config(folder: &Path) -> String {
     )
 }
 
-fn wait_for(who: &str, clock: &Clock, mut ready: impl FnMut() -> bool) {
+pub(crate) fn wait_for(who: &str, clock: &Clock, mut ready: impl FnMut() -> bool) {
     let deadline = clock.now() + DEADLINE;
     while !ready() {
         assert!(clock.now() < deadline, "{who} did not start");

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Barrier;
 use std::time::Duration;
@@ -69,9 +69,8 @@ impl Work {
         let mut buffer = [0_u8; 4096];
         match self {
             Self::Open(service, name) => {
-                let path = root.join(service.name()).join(name);
                 let size = if name == SMALL { 64 } else { 1024 };
-                Box::new(move || timed(&mut || read(&path, &mut buffer, size)))
+                opens(root.join(service.name()).join(name), size, clock)
             }
             Self::OpenEach => {
                 let paths = (0..many).map(|index| folder.join(numbered(index)));
@@ -111,7 +110,22 @@ impl Work {
     }
 }
 
-fn read(path: &Path, buffer: &mut [u8], size: usize) {
+/// open, read, close of a file of this size, turn by turn.
+pub(crate) fn opens(
+    path: PathBuf,
+    size: usize,
+    clock: &Clock,
+) -> Box<dyn FnMut() -> Duration + '_> {
+    let mut buffer = [0_u8; 4096];
+    Box::new(move || {
+        let start = clock.now();
+        read(&path, &mut buffer, size);
+        clock.now() - start
+    })
+}
+
+/// open, read, close of a file of this size.
+pub(crate) fn read(path: &Path, buffer: &mut [u8], size: usize) {
     let mut file = File::open(path).expect("opens");
     assert_eq!(file.read(buffer).expect("reads"), size);
 }
@@ -180,9 +194,11 @@ pub(crate) fn cores() -> usize {
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Sample {
     /// Microseconds.
-    pub p50: f64,
+    pub(crate) p50: f64,
     /// Microseconds.
-    pub p99: f64,
+    pub(crate) p99: f64,
+    /// Microseconds.
+    pub(crate) longest: f64,
     /// Turns a second, of all clients together.
     pub(crate) rate: f64,
 }
@@ -198,12 +214,13 @@ impl Sample {
         Self {
             p50: at(0.5),
             p99: at(0.99),
+            longest: at(1.0),
             rate: turns.len() as f64 / wall.as_secs_f64(),
         }
     }
 }
 
-/// Has each client take `turns` turns, after some that do not count.
+/// Has each client do its work so many times, after some that do not count.
 pub(crate) fn run(
     work: Work,
     cores: Cores,
@@ -213,6 +230,18 @@ pub(crate) fn run(
     server: Option<u32>,
     clock: &Clock,
 ) -> Sample {
+    let of_client = |client| work.turns(root, client, many, clock);
+    drive(cores, turns, server, clock, of_client)
+}
+
+/// The same for any work: `of_client` gives a client's turns, each of which says how long it took.
+pub(crate) fn drive<'a>(
+    cores: Cores,
+    turns: usize,
+    server: Option<u32>,
+    clock: &Clock,
+    of_client: impl Fn(usize) -> Box<dyn FnMut() -> Duration + 'a> + Sync,
+) -> Sample {
     if let Some(server) = server {
         pin_process(server, &cores.of_server());
     }
@@ -220,10 +249,10 @@ pub(crate) fn run(
     let all_ready = Barrier::new(clients + 1);
     let (taken, wall) = std::thread::scope(|scope| {
         let client = |client| {
-            let all_ready = &all_ready;
+            let (all_ready, of_client) = (&all_ready, &of_client);
             scope.spawn(move || {
                 pin(Pid::from_raw(0), &cores.of_client(client));
-                let mut turn = work.turns(root, client, many, clock);
+                let mut turn = of_client(client);
                 for _ in 0..turns.div_ceil(20) {
                     turn();
                 }

@@ -10,16 +10,21 @@
     clippy::panic,
     clippy::print_stderr,
     clippy::print_stdout,
+    clippy::unwrap_used,
     reason = "a program for developers, which may end where something is not as it should be"
 )]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use secretfs::clock::Clock;
 use secretfs::sys::Uid;
 use tempfile::TempDir;
+
+#[path = "../common/mod.rs"]
+mod common;
 
 mod bare;
 mod contenders;
@@ -31,6 +36,7 @@ mod report;
 mod revocations;
 mod rotation;
 mod tree;
+mod vault;
 
 use contenders::{Bare, Contender, Daemon, Tmpfs, memory};
 use load::{Cores, Work};
@@ -65,6 +71,7 @@ struct Scale {
     puts: usize,
     revocations: usize,
     many: usize,
+    vault: vault::Scale,
 }
 
 const FULL: Scale = Scale {
@@ -74,7 +81,25 @@ const FULL: Scale = Scale {
     puts: 300,
     revocations: 50,
     many: 10_000,
+    vault: vault::Scale {
+        rounds: 9,
+        turns: 3000,
+        many: 10_000,
+        cold: 200,
+        readers: 1000,
+        writes: 100,
+        poll: Duration::from_secs(30),
+        polls: 3,
+        outage: Duration::from_secs(36),
+        outage_ttl: Duration::from_secs(10),
+    },
 };
+
+/// What is measured besides the rows, as the filter names it.
+const PARTS: &str = "parts of an open";
+const PUT: &str = "put";
+const WAITS: &str = "put and revoke, how long others wait";
+const ROTATION: &str = "open+read+close 64 B while one rotates";
 
 const QUICK: Scale = Scale {
     rounds: 2,
@@ -83,6 +108,18 @@ const QUICK: Scale = Scale {
     puts: 5,
     revocations: 2,
     many: 200,
+    vault: vault::Scale {
+        rounds: 2,
+        turns: 100,
+        many: 200,
+        cold: 10,
+        readers: 100,
+        writes: 3,
+        poll: Duration::from_secs(1),
+        polls: 3,
+        outage: Duration::from_secs(1),
+        outage_ttl: Duration::from_secs(1),
+    },
 };
 
 fn main() -> ExitCode {
@@ -119,50 +156,87 @@ fn missing() -> Option<&'static str> {
 
 fn measure(scale: &Scale, filter: &str) -> Report {
     let clock = Clock::default();
+    let wanted = |name: &str| name.contains(filter);
+    let mut report = Report {
+        machine: machine(),
+        ..Report::default()
+    };
+    alone(scale, &wanted, &mut report, &clock);
+    report.vault = vault::run(&scale.vault, &wanted, &clock);
+    report
+}
+
+/// Without any server: the store is on the disk.
+fn alone(scale: &Scale, wanted: &dyn Fn(&str) -> bool, report: &mut Report, clock: &Clock) {
     let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
     let folder = folder.path();
-    let micro = micro::run(folder, scale.turns * 20, scale.rounds, &clock);
+    if wanted(PARTS) {
+        report.micro = micro::run(folder, scale.turns * 20, scale.rounds, clock);
+    }
+    let rows: Vec<_> = rows()
+        .into_iter()
+        .filter(|(work, _)| wanted(&work.name(scale.many)))
+        .collect();
+    if rows.is_empty() && ![PUT, WAITS, ROTATION].into_iter().any(wanted) {
+        return;
+    }
     eprintln!("making {} secrets", scale.many);
-    let daemon = Daemon::start(folder, scale.many, &clock);
+    let daemon = Daemon::start(folder, scale.many, "", clock);
     let ours = daemon.contender();
-    let server = ours.server.expect("a server");
+    // What has been read for it is cached from now on.
+    report.memory = Some(measure_memory(&daemon, &ours, scale.many));
+    let (tmpfs, bare) = (
+        Tmpfs::new(scale.many),
+        Bare::start(folder, scale.many, clock),
+    );
+    let contenders = [tmpfs.contender(), bare.contender(), ours];
+    let rows = rows.into_iter().map(|(work, cores)| {
+        eprintln!("{}, {}", work.name(scale.many), cores.name());
+        row(work, cores, scale, &contenders, clock)
+    });
+    report.rows = rows.collect();
+    if wanted(PUT) {
+        eprintln!("{PUT}");
+        let puts = puts::run(&daemon, folder, scale.puts, scale.many, clock);
+        report.puts = Some(PutRow {
+            secrets: scale.many,
+            put: puts.put,
+            disk: puts.disk,
+        });
+    }
+    if wanted(WAITS) {
+        eprintln!("{WAITS}");
+        report.waits = waits(&daemon, &tmpfs, scale, clock);
+    }
+    if wanted(ROTATION) {
+        eprintln!("{ROTATION}");
+        report.rotation = rotation::run(&daemon, scale.turns * 30, scale.rounds, clock);
+    }
+}
 
+fn measure_memory(daemon: &Daemon, ours: &Contender, values: usize) -> Memory {
+    let server = ours.server.expect("a server");
     let idle = memory(server, "VmRSS");
     let many = daemon.root().join(Service::Many.name());
     load::list(&many);
     let fetched_by_listing = daemon.status().cached;
-    for index in 0..scale.many {
+    for index in 0..values {
         let _ = std::fs::read(many.join(numbered(index))).expect("reads");
     }
-    let memory = Memory {
+    Memory {
         idle,
         cached: memory(server, "VmRSS"),
         values: daemon.status().cached,
         fetched_by_listing,
-    };
+    }
+}
 
-    let (tmpfs, bare) = (
-        Tmpfs::new(scale.many),
-        Bare::start(folder, scale.many, &clock),
-    );
-    let contenders = [tmpfs.contender(), bare.contender(), ours];
-    let rows = rows().into_iter().filter_map(|(work, cores)| {
-        let name = work.name(scale.many);
-        name.contains(filter).then(|| {
-            eprintln!("{name}, {}", cores.name());
-            row(work, cores, scale, &contenders, &clock)
-        })
-    });
-    let rows = rows.collect();
-    eprintln!("put");
-    let puts = puts::run(&daemon, folder, scale.puts, scale.many, &clock);
-    eprintln!("events");
-    let put = events::put(&daemon, scale.puts, &clock);
-    let renamed = events::rename(&tmpfs.contender().root, scale.puts, &clock);
-    eprintln!("revocations");
-    let revoked = revocations::run(&daemon, scale.revocations, &clock);
+fn waits(daemon: &Daemon, tmpfs: &Tmpfs, scale: &Scale, clock: &Clock) -> Vec<Wait> {
+    let put = events::put(daemon, scale.puts, clock);
+    let renamed = events::rename(&tmpfs.contender().root, scale.puts, clock);
+    let revoked = revocations::run(daemon, scale.revocations, clock);
     let wait = |what, of| Wait { what, of };
-    let waits = vec![
+    vec![
         wait("put, from its return to the watcher's event", put.returned),
         wait("put, from its start to the watcher's event", put.asked),
         wait(
@@ -178,22 +252,7 @@ fn measure(scale: &Scale, filter: &str) -> Report {
             revoked.last_read,
         ),
         wait("`secretfs status`, from start to end", revoked.status),
-    ];
-    eprintln!("opens during rotation");
-    let rotation = rotation::run(&daemon, scale.turns * 30, scale.rounds, &clock);
-    Report {
-        machine: machine(),
-        rows,
-        puts: PutRow {
-            secrets: scale.many,
-            put: puts.put,
-            disk: puts.disk,
-        },
-        waits,
-        rotation,
-        micro,
-        memory,
-    }
+    ]
 }
 
 fn rows() -> Vec<(Work, Cores)> {

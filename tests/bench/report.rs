@@ -6,17 +6,19 @@ use serde::Serialize;
 use crate::load::Sample;
 use crate::micro::Micro;
 use crate::rotation::Rotation;
+use crate::vault::{Beside, Count, Figures};
 
 /// Everything that was measured.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
     pub(crate) machine: String,
     pub(crate) rows: Vec<Row>,
-    pub(crate) puts: PutRow,
+    pub(crate) puts: Option<PutRow>,
     pub(crate) waits: Vec<Wait>,
     pub(crate) rotation: Vec<Rotation>,
     pub(crate) micro: Vec<Micro>,
-    pub(crate) memory: Memory,
+    pub(crate) memory: Option<Memory>,
+    pub(crate) vault: Figures,
 }
 
 /// One kind of work, by each contender.
@@ -57,22 +59,32 @@ pub(crate) struct Memory {
 
 impl Report {
     pub(crate) fn print(&self) {
-        println!("{}\n", self.machine);
-        println!("{}\n", self.reads());
-        println!("{}\n", self.puts());
-        println!("{}\n", self.waits());
-        println!("{}\n", self.rotation());
-        println!("{}\n", self.parts());
+        println!("{}", self.machine);
+        let tables = [
+            self.reads(),
+            self.puts(),
+            self.waits(),
+            self.rotation(),
+            self.parts(),
+            self.times(),
+            self.counts(),
+        ];
+        for table in tables.iter().filter(|table| !table.is_empty()) {
+            println!("\n{table}");
+        }
+        let Some(memory) = &self.memory else {
+            return;
+        };
         let Memory {
             idle,
             cached,
             values,
             fetched_by_listing,
-        } = self.memory;
+        } = memory;
         println!(
-            "Resident memory of the server: {:.1} MiB with nothing read, {:.1} MiB with {values} values of 1 KiB cached.",
-            idle as f64 / 1024.0,
-            cached as f64 / 1024.0
+            "\nResident memory of the server: {:.1} MiB with nothing read, {:.1} MiB with {values} values of 1 KiB cached.",
+            *idle as f64 / 1024.0,
+            *cached as f64 / 1024.0
         );
         println!("Values fetched by a cold `ls -l` of all secrets: {fetched_by_listing}.");
     }
@@ -113,8 +125,10 @@ impl Report {
     }
 
     fn puts(&self) -> Table {
-        let PutRow { secrets, put, disk } = &self.puts;
         let mut table = table(["what", "p50 ms", "p99 ms", "ops/s"]);
+        let Some(PutRow { secrets, put, disk }) = &self.puts else {
+            return table;
+        };
         let names = [
             (format!("put, {secrets} secrets in the store"), put),
             ("the same bytes on the same disk, plain".to_owned(), disk),
@@ -181,6 +195,56 @@ impl Report {
         align(&mut table, 1);
         table
     }
+
+    fn times(&self) -> Table {
+        let mut table = table([
+            "with a server",
+            "beside",
+            "its p50 ms",
+            "its p99",
+            "p50 ms",
+            "p99",
+            "longest",
+            "× p50",
+            "least–most",
+            "× p99",
+        ]);
+        for Beside {
+            what,
+            beside,
+            ours,
+            theirs,
+        } in &self.vault.times
+        {
+            let by_p50 = ratios(ours, theirs);
+            let ms = |micros: f64| significant(micros / 1000.0);
+            let longest = ours.iter().map(|sample| sample.longest).fold(0.0, f64::max);
+            let [our_p99, their_p99] = [ours, theirs].map(|of| median(of, |sample| sample.p99));
+            table.add_row([
+                what.clone(),
+                (*beside).to_owned(),
+                ms(median(theirs, |sample| sample.p50)),
+                ms(their_p99),
+                ms(median(ours, |sample| sample.p50)),
+                ms(our_p99),
+                ms(longest),
+                format!("{:.2}", middle(&by_p50)),
+                format!("{:.2}–{:.2}", by_p50[0], by_p50[by_p50.len() - 1]),
+                format!("{:.2}", our_p99 / their_p99),
+            ]);
+        }
+        align(&mut table, 2);
+        table
+    }
+
+    fn counts(&self) -> Table {
+        let mut table = table(["what the server is asked", "count", "at most"]);
+        for Count { what, count, goal } in &self.vault.counts {
+            table.add_row([what.clone(), significant(*count), significant(*goal)]);
+        }
+        align(&mut table, 1);
+        table
+    }
 }
 
 /// Round by round, smallest first: what disturbed a round has mostly disturbed both.
@@ -207,6 +271,17 @@ fn number(micros: f64) -> String {
         format!("{micros:.0}")
     } else {
         format!("{micros:.1}")
+    }
+}
+
+/// The same of anything between a thousandth and thousands.
+fn significant(number: f64) -> String {
+    match number {
+        0.0 => "0".to_owned(),
+        ..0.1 => format!("{number:.4}"),
+        ..10.0 => format!("{number:.2}"),
+        ..100.0 => format!("{number:.1}"),
+        _ => format!("{number:.0}"),
     }
 }
 

@@ -22,6 +22,7 @@ pub(crate) mod machine;
 pub(crate) mod mounts;
 pub(crate) mod probe;
 pub(crate) mod proxy;
+pub(crate) mod relay;
 pub(crate) mod runtime;
 pub(crate) mod speaker;
 pub(crate) mod vault;

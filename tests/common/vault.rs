@@ -9,7 +9,7 @@ mod database;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Mutex, OnceLock};
 
@@ -232,6 +232,16 @@ listener "tcp" {{
     fn until(&self, what: &str, done: impl FnMut() -> bool) {
         assert!(eventually(DEADLINE, done), "not so: {what}: {}", self.log());
     }
+}
+
+/// The section of a backend `vault` that signs in with a token.
+pub(crate) fn section(vault: &Vault, token: &Path, more: &str) -> String {
+    format!(
+        "[backends.vault]\ntype = \"vault\"\naddress = \"{}\"\nca = \"{}\"\nauth = {{ method = \"token\", file = \"{}\" }}\n{more}\n",
+        vault.address(),
+        vault.ca().display(),
+        token.display(),
+    )
 }
 
 impl Drop for Vault {

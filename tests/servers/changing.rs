@@ -4,8 +4,8 @@ use serde_json::json;
 
 use crate::common::machine::{Need, needs};
 use crate::common::probe::Who;
-use crate::common::vault::Vault;
-use crate::reading::{section, start};
+use crate::common::vault::{Vault, section};
+use crate::reading::start;
 
 const SERVICES: &str = r#"
 [services.app]

@@ -6,8 +6,7 @@ use serde_json::json;
 use crate::common::daemon::Setup;
 use crate::common::machine::{Need, needs};
 use crate::common::probe::Who;
-use crate::common::vault::Vault;
-use crate::reading::section;
+use crate::common::vault::{Vault, section};
 
 #[test]
 fn the_server_s_own_policy_is_a_second_wall() {

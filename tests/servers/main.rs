@@ -17,6 +17,7 @@ mod common;
 
 mod asking;
 mod changing;
+mod commands;
 mod contract;
 mod dynamic;
 mod faults;

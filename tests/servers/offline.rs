@@ -9,9 +9,8 @@ use serde_json::{Value, json};
 use crate::common::daemon::{Daemon, Setup};
 use crate::common::machine::{Need, needs};
 use crate::common::probe::Who;
-use crate::common::vault::Vault;
+use crate::common::vault::{Vault, section};
 use crate::common::{DEADLINE, eventually};
-use crate::reading::section;
 
 const CANARY: &str = "canary-offline-Qm3x8";
 

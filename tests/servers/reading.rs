@@ -8,19 +8,9 @@ use crate::asking::{client, read, settings, token_file};
 use crate::common::daemon::{Daemon, Setup};
 use crate::common::machine::{Need, has, needs};
 use crate::common::probe::Who;
-use crate::common::vault::Vault;
+use crate::common::vault::{Vault, section};
 
 const READER: u32 = 4001;
-
-/// The section of a backend that signs in with a token.
-pub(crate) fn section(vault: &Vault, token: &std::path::Path, more: &str) -> String {
-    format!(
-        "[backends.vault]\ntype = \"vault\"\naddress = \"{}\"\nca = \"{}\"\nauth = {{ method = \"token\", file = \"{}\" }}\n{more}\n",
-        vault.address(),
-        vault.ca().display(),
-        token.display(),
-    )
-}
 
 pub(crate) fn start(vault: &Vault, name: &str, more: &str) -> Daemon {
     let token = vault.at(&format!("token-{name}"));

@@ -15,12 +15,11 @@ use crate::common::authority::Authority;
 use crate::common::broker::{Broker, Kind};
 use crate::common::daemon::{Daemon, Setup};
 use crate::common::folder::Folder;
-use crate::common::kept::Kept;
 use crate::common::machine::{Need, needs};
 use crate::common::probe::{Probe, Who};
-use crate::common::vault::Vault;
+use crate::common::relay::Relay;
+use crate::common::vault::{Vault, section};
 use crate::common::{DEADLINE, eventually};
-use crate::reading::section;
 
 /// A file for a token that may read the records below a folder, and subscribe to nothing.
 fn token(vault: &Vault, name: &str) -> std::path::PathBuf {
@@ -69,34 +68,6 @@ fn sees(daemon: &Daemon, reader: &mut Probe, value: &str) {
             "{path}: {value}: {}",
             daemon.log()
         );
-    }
-}
-
-/// A relay, with a config in which there is nothing but the server and the broker.
-struct Relay {
-    process: Kept,
-    folder: Folder,
-}
-
-impl Relay {
-    #[track_caller]
-    fn start(vault: &Vault, broker: &Broker, log: [&str; 2]) -> Self {
-        let folder = Folder::new();
-        let config = section(vault, &vault.at("no-token-at-all"), "") + &broker.section();
-        fs::write(folder.at("config.toml"), config).unwrap();
-        let config = folder.text("config.toml");
-        let mut words = vec![env!("CARGO_BIN_EXE_secretfs"), "--config", &config, "relay"];
-        words.extend(["--json", "--backend", "vault"]);
-        words.extend(log);
-        let process = Kept::start(&folder, Signal::SIGTERM, None, &words);
-        let relay = Self { process, folder };
-        let ready = || relay.log().contains("connected to the broker");
-        assert!(eventually(DEADLINE, ready), "{}", relay.log());
-        relay
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.folder.at("server.log")).unwrap_or_default()
     }
 }
 
@@ -149,7 +120,7 @@ fn tell_every_daemon(kind: Kind, name: &str) {
     let one = format!(r#"{{"backend":"vault","path":"secret/{record}","version":"2"}}"#);
     assert!(told.contains(&one), "{told}");
     assert!(!told.contains("canary") && !broker.log().contains("canary"));
-    assert!(relay.process.runs());
+    assert!(relay.runs());
 }
 
 #[test]

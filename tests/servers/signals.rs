@@ -9,8 +9,7 @@ use crate::common::daemon::Daemon;
 use crate::common::eventually;
 use crate::common::machine::{Need, needs};
 use crate::common::probe::{Probe, Who};
-use crate::common::vault::Vault;
-use crate::reading::section;
+use crate::common::vault::{Vault, section};
 
 const LONG: Duration = Duration::from_secs(10);
 

@@ -8,32 +8,23 @@
 use std::error::Error;
 use std::fs::File;
 use std::path::Path;
-use std::time::Duration;
 
 use http::header::{
     CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
-use reqwest::{Certificate, Identity, Upgraded, Url, redirect};
+use reqwest::{Upgraded, Url};
 use rustify::Endpoint;
 use rustify::client::Client as Carrier;
 use rustify::errors::ClientError;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
-use super::settings::{ClientCertificate, Settings};
+use super::settings::Settings;
+use super::tls::Tls;
 use crate::backend::BackendError;
-use crate::secret::SecretBytes;
-
-/// How long a connection may take to be made. Shorter than the cache's deadline, so that the error can say which it was.
-const CONNECT: Duration = Duration::from_secs(3);
-
-/// How long the server may be silent in the middle of an answer.
-const SILENCE: Duration = Duration::from_secs(10);
-
-/// How long a request may take, whoever waits for it.
-const REQUEST: Duration = Duration::from_secs(30);
+use crate::secret::{Name, SecretBytes};
 
 /// The longest answer. The largest value is 1 MiB, and JSON may need six bytes for one.
 const MAX_ANSWER: usize = 8 << 20;
@@ -49,7 +40,7 @@ const REQUESTED: HeaderName = HeaderName::from_static("x-vault-request");
 /// A server.
 #[derive(Debug)]
 pub(super) struct Http {
-    client: reqwest::Client,
+    tls: Tls,
     /// Scheme, host and port.
     address: String,
     namespace: Option<HeaderValue>,
@@ -63,11 +54,13 @@ pub(super) struct Reply {
 }
 
 impl Http {
-    /// A client for the server. Nothing is sent yet. `env` gives a variable of the environment.
+    /// A client for the server, called `name` in the config. Nothing is read or sent yet. `env` gives a variable of the
+    /// environment.
     ///
     /// # Errors
     /// What is wrong with the settings, and the mend.
     pub(super) fn new(
+        name: &Name,
         settings: &Settings,
         env: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, String> {
@@ -85,44 +78,8 @@ impl Http {
                 HeaderValue::try_from(namespace).map_err(|_| "`namespace` has odd characters")
             })
             .transpose()?;
-        let mut builder = reqwest::Client::builder()
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            .no_proxy()
-            .user_agent(concat!("secretfs/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
-            .timeout(REQUEST)
-            .http1_only();
-        let ca = settings.ca.clone();
-        if let Some(path) = ca.or_else(|| either(env, "CACERT").map(Into::into)) {
-            let certificates = Certificate::from_pem_bundle(file(&path)?.expose());
-            let certificates = certificates.unwrap_or_default();
-            if certificates.is_empty() {
-                return Err(format!("{}: no certificates in PEM form", path.display()));
-            }
-            builder = builder.tls_certs_merge(certificates);
-        } else if address.starts_with("http:") {
-            // On loopback in clear, so nobody's certificate is asked for.
-            builder = builder.tls_certs_only([]);
-        }
-        let from_env = || {
-            Some(ClientCertificate {
-                certificate: either(env, "CLIENT_CERT")?.into(),
-                key: either(env, "CLIENT_KEY")?.into(),
-            })
-        };
-        if let Some(client) = settings.client.clone().or_else(from_env) {
-            builder = builder.identity(identity(&client)?);
-        }
-        let client = builder
-            .build()
-            .map_err(|error| {
-                let reason = reason(&error);
-                format!("TLS cannot be set up: {reason}: install the package ca-certificates, or write ca = \"…\" with the certificate of who signed the server's")
-            })?;
         Ok(Self {
-            client,
+            tls: Tls::new(name, &address, settings, env),
             address,
             namespace,
         })
@@ -203,8 +160,8 @@ impl Http {
         token: &HeaderValue,
     ) -> Result<(StatusCode, Option<Upgraded>), BackendError> {
         let key = generate_key();
-        let request = self
-            .client
+        let client = self.tls.client().await?;
+        let request = client
             .get(format!("{}/v1/{path}", self.address))
             .headers(self.headers(Some(token), self.namespace.as_ref()))
             .header(CONNECTION, "upgrade")
@@ -243,8 +200,8 @@ impl Http {
     }
 
     async fn send(&self, request: reqwest::Request) -> Result<Response<Vec<u8>>, BackendError> {
-        let mut response = self
-            .client
+        let client = self.tls.client().await?;
+        let mut response = client
             .execute(request)
             .await
             .map_err(|error| self.unreachable(&error))?;
@@ -279,7 +236,7 @@ impl Http {
 }
 
 /// Appends without leaving a copy behind where the vector has to grow.
-fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
+pub(super) fn append(body: &mut Zeroizing<Vec<u8>>, chunk: &[u8]) {
     let length = body.len().saturating_add(chunk.len());
     if body.capacity() < length {
         let capacity = body.capacity().saturating_mul(2).max(length);
@@ -328,7 +285,7 @@ impl Carrier for Call<'_> {
 
 /// Why a request failed, as its innermost cause says it: a closed port, a name that is not known, a certificate. It is
 /// about the connection and never about what was said over it.
-fn reason(error: &reqwest::Error) -> String {
+pub(super) fn reason(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "no answer in time".to_owned();
     }
@@ -402,7 +359,19 @@ pub fn origin(address: &str) -> Result<String, String> {
 
 /// A variable of the environment, as Vault or OpenBao calls it.
 pub(super) fn either(env: &dyn Fn(&str) -> Option<String>, name: &str) -> Option<String> {
-    let set = |prefix| env(&format!("{prefix}_{name}")).filter(|value| !value.is_empty());
+    variable(env, name).map(|(_, value)| value)
+}
+
+/// The same, with its name in front.
+pub(super) fn variable(
+    env: &dyn Fn(&str) -> Option<String>,
+    name: &str,
+) -> Option<(String, String)> {
+    let set = |prefix| {
+        let name = format!("{prefix}_{name}");
+        let value = env(&name).filter(|value| !value.is_empty())?;
+        Some((name, value))
+    };
     set("VAULT").or_else(|| set("BAO"))
 }
 
@@ -413,21 +382,6 @@ pub(super) fn either(env: &dyn Fn(&str) -> Option<String>, name: &str) -> Option
 pub(super) fn file(path: &Path) -> Result<SecretBytes, String> {
     let read = File::open(path).and_then(|mut file| SecretBytes::read_from(&mut file, MAX_FILE));
     read.map_err(|error| format!("{}: {error}", path.display()))
-}
-
-fn identity(client: &ClientCertificate) -> Result<Identity, String> {
-    let mut pem = Zeroizing::new(file(&client.certificate)?.expose().to_vec());
-    pem.push(b'\n');
-    append(&mut pem, file(&client.key)?.expose());
-    let identity = Identity::from_pem(&pem).map_err(|_| {
-        format!(
-            "{} and {}: no certificate with its key in PEM form",
-            client.certificate.display(),
-            client.key.display()
-        )
-    });
-    pem.zeroize();
-    identity
 }
 
 #[cfg(test)]
