@@ -291,13 +291,12 @@ impl Cache {
         let cut = found.and_then(|reference| self.cut(reference, Arc::clone(&inherited)).ok());
         let mut state = self.state();
         // It may have been taken away or overtaken meanwhile; who was quicker has shown it.
-        let ours = state.inherited.0.remove(path);
-        let still = ours.is_some_and(|ours| Arc::ptr_eq(&ours, &inherited));
-        let (Some(cut), false) = (cut, state.values.contains(path)) else {
+        let ours = state.inherited.0.get(path);
+        if !ours.is_some_and(|ours| Arc::ptr_eq(ours, &inherited)) {
             return;
-        };
-        let Some(record) = state.records.same(&inherited).filter(|_| still) else {
-            return;
+        }
+        let (Some(cut), Some(record)) = (cut, state.records.same(&inherited)) else {
+            return state.drop_value(path);
         };
         let cut = cut.on_same(Arc::clone(&record));
         let number = state.next_number();
@@ -314,25 +313,20 @@ impl Cache {
     }
 }
 
-/// What was inherited and has not been asked for yet: which record each secret was shown.
+/// What was inherited and has not been asked for yet: which record each secret was shown. They are users of it, as if they
+/// were shown it still.
 #[derive(Debug, Default)]
 pub(super) struct Inherited(HashMap<SecretPath, Arc<Record>>);
 
 impl Inherited {
-    /// Forgets what was inherited for these secrets.
-    pub(super) fn forget_for(&mut self, which: impl Fn(&SecretPath) -> bool) {
-        self.0.retain(|path, _| !which(path));
+    /// The secrets that there is something for, and from where.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&SecretPath, &Reference)> {
+        self.0.iter().map(|(path, record)| (path, &*record.key))
     }
 
-    /// Forgets what was inherited from such a place.
-    pub(super) fn invalidate(&mut self, same: impl Fn(&Reference) -> bool) {
-        self.0.retain(|_, record| !same(&record.key));
-    }
-
-    /// The places of the records that are left.
-    pub(super) fn places(&self) -> HashSet<Arc<Reference>> {
-        let places = self.0.values();
-        places.map(|record| Arc::clone(&record.key)).collect()
+    /// Takes out what there is for this secret.
+    pub(super) fn take(&mut self, path: &SecretPath) -> Option<Arc<Record>> {
+        self.0.remove(path)
     }
 
     /// Whether there is something for this secret.
@@ -340,8 +334,9 @@ impl Inherited {
         !self.0.is_empty() && self.0.contains_key(path)
     }
 
-    pub(super) fn clear(&mut self) {
-        self.0.clear();
+    /// Takes out everything.
+    pub(super) fn take_all(&mut self) -> HashMap<SecretPath, Arc<Record>> {
+        std::mem::take(&mut self.0)
     }
 }
 
@@ -376,7 +371,11 @@ impl State {
             self.leases.add(Arc::clone(lease));
         }
         for path in shown_by {
-            self.inherited.0.insert(path, Arc::clone(&record));
+            // What it is shown already is newer.
+            if !self.values.contains(&path) && !self.inherited.is_for(&path) {
+                self.records.used(&record, &path);
+                self.inherited.0.insert(path, Arc::clone(&record));
+            }
         }
     }
 

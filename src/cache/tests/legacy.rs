@@ -174,6 +174,49 @@ async fn rule_17_a_revocation_leaves_the_others_theirs() {
     assert_eq!(text(&get(&bench).wait().await), "other");
 }
 
+/// Two secrets that show one record were shown it before the server died.
+async fn two_of_one_record(bench: Bench) -> (Bench, SecretPath) {
+    let other: SecretPath = "s/other".parse().unwrap();
+    bench.x().await.unwrap();
+    let shown = bench.cache.get(&other, &binding(&["a:s/x"]));
+    shown.wait().await.unwrap();
+    bench.clock.advance(TTL);
+    (bench.successor(Gap::Moment), other)
+}
+
+#[tokio::test]
+async fn rule_17_a_no_to_one_secret_is_one_to_all_that_inherited_the_record() {
+    for refresh in [false, true] {
+        let (bench, other) = two_of_one_record(Bench::new()).await;
+        bench.a.remove("s/x");
+        let before = *bench.cache.revision().borrow();
+        if refresh {
+            let asked = bench.cache.refresh(&path(), &binding(&["a:s/x"]));
+            assert!(asked.wait().await.is_err());
+        } else {
+            assert!(bench.x().await.is_err());
+        }
+        assert!(bench.cache.revision().borrow().gone > before.gone);
+        let left = bench.cache.legacy(Gap::Unknown).records;
+        assert!(left.is_empty(), "{left:?}");
+        let bench = bench.successor(Gap::Unknown);
+        bench.a.weather(Weather::Down);
+        let shown = bench.cache.get(&other, &binding(&["a:s/x"]));
+        assert!(shown.wait().await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn rule_17_what_one_of_two_loses_the_other_keeps() {
+    let (bench, other) = two_of_one_record(Bench::new()).await;
+    bench.x().await.unwrap();
+    bench.cache.forget(|secret| *secret == path());
+    bench.a.weather(Weather::Down);
+    bench.clock.advance(TTL);
+    let shown = bench.cache.get(&other, &binding(&["a:s/x"]));
+    assert_eq!(text(&shown.wait().await), "one");
+}
+
 #[tokio::test]
 async fn rule_17_leases_go_on_and_those_to_be_revoked_still_are() {
     let bench = Bench::new();
