@@ -286,9 +286,10 @@ impl Cache {
         let Some(inherited) = self.state().inherited.0.get(path).cloned() else {
             return;
         };
-        let places = |reference: &&Reference| super::records::key(reference) == *inherited.key;
-        let found = binding.references.iter().find(places);
-        let cut = found.and_then(|reference| self.cut(reference, Arc::clone(&inherited)).ok());
+        let places = |(_, one): &(usize, &Reference)| super::records::key(one) == *inherited.key;
+        let found = binding.references.iter().enumerate().find(places);
+        let cut = found.and_then(|(_, one)| self.cut(one, Arc::clone(&inherited)).ok());
+        let ttl = self.times().ttl;
         let mut state = self.state();
         // It may have been taken away or overtaken meanwhile; who was quicker has shown it.
         let ours = state.inherited.0.get(path);
@@ -301,10 +302,15 @@ impl Cache {
         let cut = cut.on_same(Arc::clone(&record));
         let number = state.next_number();
         let number = state.shown_number(path, &cut.version, &cut.reference, number, true);
+        // Whether there is something higher up by now nobody knows (rule 8): it only stands in.
+        let older = match found {
+            Some((0, _)) => Duration::ZERO,
+            Some(_) | None => record.ttl(ttl),
+        };
         let kept = Kept {
             generation: cut.generation(number),
             binding: Arc::clone(binding),
-            fetched: record.fetched,
+            fetched: record.fetched.checked_sub(older).unwrap_or(record.fetched),
             asked: self.clock.now(),
             record,
             forever: false,

@@ -174,6 +174,22 @@ async fn rule_17_a_revocation_leaves_the_others_theirs() {
     assert_eq!(text(&get(&bench).wait().await), "other");
 }
 
+#[tokio::test]
+async fn rule_17_what_is_higher_up_by_now_is_asked_for() {
+    let bench = Bench::new();
+    let both = ["a:s/new", "a:s/x"];
+    assert_eq!(text(&bench.get(&both).await), "one");
+    bench.a.put("s/new", "two");
+    let bench = bench.successor(Gap::Moment);
+    assert_eq!(text(&bench.get(&both).await), "two", "its TTL is not over");
+
+    let bench = Bench::new();
+    bench.get(&both).await.unwrap();
+    let bench = bench.successor(Gap::Moment);
+    bench.a.weather(Weather::Down);
+    assert!(bench.get(&both).await.unwrap().stale, "it stands in");
+}
+
 /// Two secrets that show one record were shown it before the server died.
 async fn two_of_one_record(bench: Bench) -> (Bench, SecretPath) {
     let other: SecretPath = "s/other".parse().unwrap();
