@@ -55,6 +55,14 @@ pub struct LeftRecord {
     /// How long it lives, if the backend made it for us.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<LeftLease>,
+    /// It was inherited after a gap of unknown length, and not asked for since (rule 18).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub old: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// A place at a backend: a reference without its field.
@@ -164,6 +172,7 @@ impl Cache {
                 description: content.description.clone(),
                 fetched: at.wall(record.fetched),
                 lease: lease.map(|lease| lease.left(at, false)),
+                old: record.share == 0,
                 shown_by,
             };
             (!left.shown_by.is_empty()).then(|| (left, Arc::clone(&content.value)))
@@ -241,8 +250,8 @@ impl Cache {
                 fetched: at.instant(left.fetched),
                 forever: false,
                 share: match gap {
-                    Gap::Moment => self.share(&key),
-                    Gap::Unknown => 0,
+                    Gap::Moment if !left.old => self.share(&key),
+                    Gap::Moment | Gap::Unknown => 0,
                 },
                 content: Ok(Content {
                     value,

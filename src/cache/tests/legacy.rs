@@ -284,6 +284,15 @@ async fn rule_18_after_a_gap_of_unknown_length_it_is_asked_first() {
 }
 
 #[tokio::test]
+async fn rule_18_it_is_asked_first_by_the_server_after_the_next_too() {
+    let bench = Bench::new();
+    bench.x().await.unwrap();
+    bench.a.put("s/x", "two");
+    let bench = bench.successor(Gap::Unknown).successor(Gap::Moment);
+    assert_eq!(text(&bench.x().await), "two", "though its TTL is not over");
+}
+
+#[tokio::test]
 async fn rule_18_what_is_never_shown_stale_is_not_left() {
     let bench = Bench::new();
     let never = Arc::new(Binding {
