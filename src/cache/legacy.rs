@@ -17,6 +17,7 @@ use super::records::{Content, Record};
 use super::state::{Kept, State};
 use super::{Binding, Cache};
 use crate::backend::{Backend, Reference, Version};
+use crate::clock::{Clock, Moment};
 use crate::secret::{Name, Sealed, SecretPath};
 
 mod document;
@@ -48,7 +49,7 @@ pub struct LeftRecord {
     /// For people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// When it was fetched.
+    /// When it was fetched, by the clock of the [`Gap`].
     pub fetched: Timestamp,
     /// The secrets that show it, or a part of it.
     pub shown_by: Vec<SecretPath>,
@@ -83,7 +84,7 @@ pub struct LeftLease {
     pub(super) id: Option<String>,
     /// For how long it was given at first.
     pub(super) full: Duration,
-    /// When it began or was renewed, and for how long.
+    /// When it began or was renewed, by the clock of the [`Gap`], and for how long.
     pub(super) began: Timestamp,
     pub(super) duration: Duration,
     pub(super) renewable: bool,
@@ -107,6 +108,16 @@ pub enum Gap {
     Moment,
     /// The machine may have been off (rule 18).
     Unknown,
+}
+
+impl Gap {
+    /// The clocks by which it is told what was when: in a moment the time of day can be set.
+    fn moment(self, clock: &Clock) -> Moment {
+        match self {
+            Self::Moment => clock.running(),
+            Self::Unknown => clock.moment(),
+        }
+    }
 }
 
 /// How often what is left has changed.
@@ -147,7 +158,7 @@ impl Cache {
     /// no value of a secret that is never shown stale.
     #[must_use]
     pub fn legacy(&self, gap: Gap) -> Legacy {
-        let at = self.clock.moment();
+        let at = gap.moment(&self.clock);
         let state = self.state();
         let (shown, leases) = (state.shown_records(), state.leases.all());
         let lists = state.left_lists();
@@ -227,7 +238,7 @@ impl Cache {
     /// Takes up what another cache left, to show it to the secrets that it was shown to. What is here already is newer, and
     /// what is of another server is none of ours.
     pub fn inherit(&self, legacy: Legacy, gap: Gap) {
-        let at = self.clock.moment();
+        let at = gap.moment(&self.clock);
         let ours = self.servers();
         let same = |name: &&Name| {
             let theirs = legacy.servers.get(name.as_str());
