@@ -4,10 +4,10 @@
 //! more may change; at once when something must not be in it any more.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use jiff::Timestamp;
 
@@ -165,6 +165,18 @@ impl Offline {
         });
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
         result
+    }
+
+    /// Has nothing in the file that is not to be left any more.
+    ///
+    /// # Errors
+    /// Why it was neither written nor removed.
+    pub(super) fn clear(&self) -> Result<(), String> {
+        match self.write() {
+            Err(error) if fs::symlink_metadata(&self.path).is_ok() => Err(error),
+            // What is not there holds nothing; `status` and `doctor` say that it was not written.
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     fn replace(&self, legacy: &Legacy) -> Result<(), String> {
