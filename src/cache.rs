@@ -98,7 +98,7 @@ pub use used::Cached;
 
 use health::Health;
 use names::Folder;
-use state::{Kept, State};
+use state::{Kept, State, Taken};
 
 /// How many bytes of values are kept: 128 MiB. The other half of the memory is for those that only open files have, and for
 /// what sealing adds.
@@ -291,7 +291,6 @@ impl Cache {
         state.list_flights.retain(|folder, _| elsewhere(folder));
         state.flights.forget(same);
         state.records.invalidate(same);
-        state.inherited.invalidate(same);
         let gone = |(path, kept): (&SecretPath, &Kept)| {
             kept.binding
                 .references
@@ -299,7 +298,13 @@ impl Cache {
                 .any(same)
                 .then(|| path.clone())
         };
-        let paths: Vec<SecretPath> = state.values.iter().filter_map(gone).collect();
+        let mut paths: Vec<SecretPath> = state.values.iter().filter_map(gone).collect();
+        let inherited = state.inherited.iter();
+        paths.extend(
+            inherited
+                .filter(|(_, place)| same(place))
+                .map(|(path, _)| path.clone()),
+        );
         for path in paths {
             state.drop_value(&path);
         }
@@ -312,12 +317,10 @@ impl Cache {
         let mut state = self.state();
         state.flights.forget_for(&which);
         let values = state.values.iter().map(|(path, _)| path);
-        let paths: Vec<SecretPath> = values.filter(|path| which(path)).cloned().collect();
-        let gone: Vec<Kept> = paths
-            .iter()
-            .filter_map(|path| state.take_value(path))
-            .collect();
-        state.inherited.forget_for(&which);
+        let inherited = state.inherited.iter().map(|(path, _)| path);
+        let paths = values.chain(inherited).filter(|path| which(path));
+        let paths: Vec<SecretPath> = paths.cloned().collect();
+        let gone: Vec<Taken> = paths.iter().map(|path| state.take_value(path)).collect();
         state.forget_records_for(&which);
         state.gone();
         if state.leases.forget_for(&which) {

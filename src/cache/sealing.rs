@@ -37,7 +37,9 @@ pub(super) fn unopened(reference: &Reference, broken: Broken) -> BackendError {
 impl State {
     /// Drops a record that no secret is cut from, else the value that was used longest ago; `false` if there is none.
     pub(super) fn make_room(&mut self) -> bool {
-        self.inherited.clear();
+        for (path, record) in self.inherited.take_all() {
+            self.records.unused(&record, &path);
+        }
         if self.records.drop_unused() {
             return true;
         }

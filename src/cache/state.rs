@@ -93,6 +93,9 @@ impl Kept {
     }
 }
 
+/// What is not there any more, to be wiped when the lock is not held.
+pub(super) type Taken = (Option<Kept>, Option<Arc<Record>>);
+
 #[derive(Debug)]
 struct Shown {
     number: u64,
@@ -268,6 +271,11 @@ impl State {
         self.own_bytes += kept.own_bytes();
         self.records.used(&kept.record, path);
         let key = Arc::clone(&kept.record.key);
+        if let Some(record) = self.inherited.take(path)
+            && record.key != key
+        {
+            self.records.unused(&record, path);
+        }
         if let Some(old) = self.values.put(path.clone(), kept) {
             self.dropped(path, &old, old.record.key != key);
         }
@@ -281,11 +289,19 @@ impl State {
         drop(self.take_value(path));
     }
 
-    pub(super) fn take_value(&mut self, path: &SecretPath) -> Option<Kept> {
-        let old = self.values.pop(path)?;
-        self.dropped(path, &old, true);
-        self.gone();
-        Some(old)
+    /// Takes out what a secret is shown, or would be of what was inherited.
+    pub(super) fn take_value(&mut self, path: &SecretPath) -> Taken {
+        let (kept, inherited) = (self.values.pop(path), self.inherited.take(path));
+        if let Some(old) = &kept {
+            self.dropped(path, old, true);
+        }
+        if let Some(record) = &inherited {
+            self.records.unused(record, path);
+        }
+        if kept.is_some() || inherited.is_some() {
+            self.gone();
+        }
+        (kept, inherited)
     }
 
     pub(super) fn shown_paths(&self) -> impl Iterator<Item = &SecretPath> {
@@ -306,12 +322,12 @@ impl State {
 
     /// Forgets records that are for these secrets alone, or for none.
     pub(super) fn forget_records_for(&mut self, which: impl Fn(&SecretPath) -> bool) {
-        self.records.forget_for(which, &self.inherited);
+        self.records.forget_for(which);
     }
 
     /// Drops records that nobody needs.
     pub(super) fn sweep(&mut self, now: Instant, ttl: Duration) {
-        self.records.sweep(now, ttl, &self.inherited);
+        self.records.sweep(now, ttl);
     }
 
     /// Forgets everything but leases and the last number: what a version was called before says nothing of what it is now.

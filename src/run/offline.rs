@@ -4,10 +4,10 @@
 //! more may change; at once when something must not be in it any more.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use jiff::Timestamp;
 
@@ -167,6 +167,18 @@ impl Offline {
         result
     }
 
+    /// Has nothing in the file that is not to be left any more.
+    ///
+    /// # Errors
+    /// Why it was neither written nor removed.
+    pub(super) fn clear(&self) -> Result<(), String> {
+        match self.write() {
+            Err(error) if fs::symlink_metadata(&self.path).is_ok() => Err(error),
+            // What is not there holds nothing; `status` and `doctor` say that it was not written.
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     fn replace(&self, legacy: &Legacy) -> Result<(), String> {
         let path = self.path.display();
         let removed =
@@ -218,13 +230,17 @@ impl Offline {
     }
 }
 
-/// Drops what the config does not show any more, and what it shows otherwise than by a binding that will `do`.
+/// Drops what the config does not show any more, and what it shows otherwise than by a binding that will `do`. Leases of that
+/// are nobody's, and end with the daemon at the latest.
 pub(super) fn keep_bound(
     legacy: &mut Legacy,
     catalogue: &Catalogue,
     will_do: impl Fn(&Binding) -> bool,
 ) {
-    legacy.records.retain_mut(|(left, _)| {
+    let Legacy {
+        records, leases, ..
+    } = legacy;
+    records.retain_mut(|(left, _)| {
         left.shown_by.retain(|path| {
             let binding = catalogue.binding(path);
             binding.is_some_and(|binding| {
@@ -232,6 +248,77 @@ pub(super) fn keep_bound(
                 will_do(&binding) && references.any(|one| LeftPlace::of(one) == left.place)
             })
         });
+        if left.shown_by.is_empty() {
+            leases.extend(left.lease.take());
+        }
         !left.shown_by.is_empty()
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::config::accounts::System;
+    use crate::secret::Kind;
+
+    const CONFIG: &str = r#"
+mount = "/m"
+runtime = "/r"
+state = "/s"
+[backends.vault]
+type = "vault"
+address = "https://v.example:8200"
+auth = { method = "approle", role_id = "r", secret_id = { file = "/f" } }
+[services.app]
+allow = [{ uid = 4001 }]
+[services.app.secrets]
+bound = "vault:db/creds/a#password"
+elsewhere = "vault:db/creds/c#password"
+"#;
+
+    #[test]
+    fn a_lease_of_what_is_not_shown_any_more_is_left_to_be_ended() {
+        let config = Config::parse(CONFIG, Path::new("config.toml")).unwrap();
+        let catalogue = Catalogue::new(&config, &System);
+        let memory = SealedMemory::new().unwrap();
+        let record = |path: &str, secrets: &[&str]| {
+            let place = json!({ "backend": "vault", "path": path });
+            let left = json!({
+                "place": place,
+                "version": "1",
+                "modified": "2026-11-25T10:00:00Z",
+                "fetched": "2026-11-25T10:00:00Z",
+                "shown_by": secrets,
+                "lease": {
+                    "place": place, "id": path, "full": { "secs": 60, "nanos": 0 },
+                    "began": "2026-11-25T10:00:00Z", "duration": { "secs": 60, "nanos": 0 },
+                    "renewable": true, "made_for": secrets, "ending": false,
+                },
+            });
+            let value = memory.seal(Kind::Value, b"v").unwrap();
+            (serde_json::from_value(left).unwrap(), Arc::new(value))
+        };
+        let mut legacy = Legacy {
+            records: vec![
+                record("db/creds/a", &["app/bound", "app/gone"]),
+                record("db/creds/b", &["app/elsewhere"]),
+            ],
+            ..Legacy::default()
+        };
+        keep_bound(&mut legacy, &catalogue, |_| true);
+        let [(left, _)] = &legacy.records[..] else {
+            panic!("{:?}", legacy.records);
+        };
+        assert_eq!(left.shown_by, ["app/bound".parse().unwrap()]);
+        assert_eq!(left.lease.iter().count(), 1);
+        let [lease] = &legacy.leases[..] else {
+            panic!("{:?}", legacy.leases);
+        };
+        assert_eq!(serde_json::to_value(lease).unwrap()["id"], "db/creds/b");
+    }
 }
