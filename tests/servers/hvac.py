@@ -25,7 +25,7 @@ def put(**more):
 
 def plain():
     one.create_or_update_secret("hvac", next_pair(), mount_point="kv1")
-    time.sleep(0.1)
+    time.sleep(0.4)
 
 
 for _ in range(rounds):
