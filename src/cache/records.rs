@@ -112,6 +112,8 @@ pub(super) struct Records {
     revoked: HashSet<u64>,
     /// The bytes in the table.
     pub(super) bytes: usize,
+    /// Those that are dropped when the lock is released.
+    pub(super) dropped: Vec<Arc<Record>>,
 }
 
 #[derive(Debug)]
@@ -304,9 +306,10 @@ impl Records {
         if let Some(held) = self.table.get_mut(&key)
             && held.record.agrees(&record)
         {
-            let record = same_bytes(&held.record, record);
-            held.record = Arc::clone(&record);
-            return (record, Vec::new());
+            let same = same_bytes(&held.record, &record);
+            self.dropped.push(record);
+            held.record = Arc::clone(&same);
+            return (same, Vec::new());
         }
         let users = self.take(&key);
         // Who announces changes is asked again: it costs little, and a word too late would be seen.
@@ -342,6 +345,7 @@ impl Records {
             return Vec::new();
         };
         self.bytes -= held.record.len();
+        self.dropped.push(held.record);
         held.users
     }
 
@@ -488,7 +492,7 @@ pub(super) fn key(reference: &Reference) -> Reference {
 }
 
 /// `new` with the bytes of `old`, which are the same.
-fn same_bytes(old: &Record, new: Arc<Record>) -> Arc<Record> {
+fn same_bytes(old: &Record, new: &Arc<Record>) -> Arc<Record> {
     match (&old.content, &new.content) {
         (Ok(ours), Ok(theirs)) => Arc::new(Record {
             key: Arc::clone(&old.key),
@@ -504,6 +508,6 @@ fn same_bytes(old: &Record, new: Arc<Record>) -> Arc<Record> {
             }),
             lease: None,
         }),
-        _ => new,
+        _ => Arc::clone(new),
     }
 }
