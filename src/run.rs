@@ -191,6 +191,9 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     if let Some(offline) = &offline {
         offline.load();
     }
+    // The server before may have died before it had wiped what it was told to, and an older file can be put back.
+    let access = wired.tree.access();
+    wired.cache.forget(|path| access.is_revoked(path));
     let kept = offline.clone();
     let running = Running::new(config, file, &wired, signals, kept, (ending, handle), clock);
     let running = Arc::new(running);
