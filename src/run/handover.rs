@@ -17,7 +17,7 @@ use crate::secret::{Kind, Sealed, SealedMemory, Survivors};
 
 /// How long more changes are waited for: what a server does in its last moment is lost.
 const MOMENT: Duration = Duration::from_millis(50);
-/// How much longer than it took to write a note none is written.
+/// How much longer than it took to write a note none is written, unless something must not stand in it any more.
 const SHARE: u32 = 20;
 /// How often it is looked whether we have signed in anew.
 const LOOK: Duration = Duration::from_secs(1);
@@ -111,7 +111,10 @@ impl Handover {
                 written = Some(seen);
             }
             let took = self.clock.now().saturating_duration_since(began);
-            tokio::time::sleep(MOMENT.max(took * SHARE)).await;
+            tokio::time::sleep(took).await;
+            // What must not be left any more is in the note until it is written.
+            let gone = revision.wait_for(|now| now.gone != seen.gone);
+            let _ = tokio::time::timeout(MOMENT.max(took * SHARE), gone).await;
             let changed = tokio::time::timeout(LOOK, revision.wait_for(|now| *now != seen)).await;
             if let Ok(Err(_)) = changed {
                 return;
@@ -166,5 +169,58 @@ impl Handover {
     /// Leaves nothing: this server ends in order, and what it had has been given back.
     pub(super) fn forget(&self) {
         *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Left::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+    use crate::backend::tests::faulty::Faulty;
+    use crate::cache::{Binding, Times};
+    use crate::secret::{Name, SecretPath};
+
+    impl Handover {
+        /// How many records the note names; `None` without one.
+        fn noted(&self) -> Option<usize> {
+            let left = self.left.lock().unwrap();
+            let note = left.note.as_ref()?.open().unwrap();
+            let note: Note = serde_json::from_slice(note.expose()).unwrap();
+            Some(note.records.len())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_must_not_be_left_is_out_of_the_note_at_once() {
+        let (memory, clock) = (SealedMemory::new().unwrap(), Clock::manual());
+        let backend: Arc<dyn Backend> = Arc::new(Faulty::new(&[("s/x", "one")]));
+        let name: Name = "a".parse().unwrap();
+        let times = Times {
+            ttl: Duration::from_secs(60),
+            timeout: Duration::from_secs(5),
+        };
+        let backends = HashMap::from([(name, backend)]);
+        let cache = Cache::new(backends, times, 1, Arc::clone(&memory), clock.clone());
+        let handover = Arc::new(Handover {
+            memory,
+            cache: Arc::new(cache),
+            clock,
+            left: Mutex::default(),
+        });
+        tokio::spawn(Arc::clone(&handover).run());
+        let path: SecretPath = "s/x".parse().unwrap();
+        let binding = Arc::new(Binding {
+            references: vec!["a:s/x".parse().unwrap()],
+            stale: Duration::ZERO,
+        });
+        handover.cache.get(&path, &binding).wait().await.unwrap();
+        tokio::time::sleep(2 * MOMENT).await;
+        assert_eq!(handover.noted(), Some(1));
+        let again = handover.cache.refresh(&path, &binding);
+        again.wait().await.unwrap();
+        tokio::time::sleep(MOMENT / 10).await;
+        handover.cache.forget(|secret| *secret == path);
+        tokio::time::sleep(MOMENT / 10).await;
+        assert_eq!(handover.noted(), Some(0));
     }
 }
