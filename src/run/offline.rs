@@ -238,8 +238,15 @@ pub(super) fn keep_bound(
     will_do: impl Fn(&Binding) -> bool,
 ) {
     let Legacy {
-        records, leases, ..
+        records,
+        leases,
+        lists,
+        ..
     } = legacy;
+    lists.retain(|list| {
+        let (backend, folder) = list.of();
+        catalogue.lists(backend, folder)
+    });
     records.retain_mut(|(left, _)| {
         left.shown_by.retain(|path| {
             let binding = catalogue.binding(path);
@@ -280,6 +287,26 @@ allow = [{ uid = 4001 }]
 bound = "vault:db/creds/a#password"
 elsewhere = "vault:db/creds/c#password"
 "#;
+
+    #[test]
+    fn names_from_where_none_come_any_more_are_not_left() {
+        let listed = CONFIG.replace("allow", "source = \"vault:secret/app/\"\nallow");
+        let catalogue = |text: &str| {
+            let config = Config::parse(text, Path::new("config.toml")).unwrap();
+            Catalogue::new(&config, &System)
+        };
+        let (before, after) = (catalogue(&listed), catalogue(CONFIG));
+        let folder = before.folder(&"app".parse().unwrap()).unwrap().folder;
+        let list = json!({ "backend": "vault", "folder": folder, "names": ["x"] });
+        let mut legacy = Legacy {
+            lists: vec![serde_json::from_value(list).unwrap()],
+            ..Legacy::default()
+        };
+        keep_bound(&mut legacy, &before, |_| true);
+        assert_eq!(legacy.lists.len(), 1);
+        keep_bound(&mut legacy, &after, |_| true);
+        assert!(legacy.lists.is_empty());
+    }
 
     #[test]
     fn a_lease_of_what_is_not_shown_any_more_is_left_to_be_ended() {
