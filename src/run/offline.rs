@@ -12,7 +12,7 @@ use std::{fs, io};
 use jiff::Timestamp;
 
 use super::Wired;
-use crate::backend::store::Store;
+use crate::backend::store::{Recipient, Store};
 use crate::cache::legacy::{Gap, LeftList, LeftPlace, LeftRecord, Legacy};
 use crate::cache::{BUDGET, Binding, Cache};
 use crate::clock::Clock;
@@ -58,10 +58,12 @@ struct Written {
 struct Content {
     records: Vec<(LeftPlace, String, Vec<SecretPath>)>,
     lists: Vec<LeftList>,
+    /// Who can open it.
+    recipients: Vec<Recipient>,
 }
 
 impl Content {
-    fn of(legacy: &Legacy) -> Self {
+    fn of(legacy: &Legacy, recipients: Vec<Recipient>) -> Self {
         let record = |(left, _): &(LeftRecord, _)| {
             (
                 left.place.clone(),
@@ -72,6 +74,7 @@ impl Content {
         Self {
             records: legacy.records.iter().map(record).collect(),
             lists: legacy.lists.clone(),
+            recipients,
         }
     }
 }
@@ -148,7 +151,8 @@ impl Offline {
         legacy
             .records
             .sort_by(|(one, _), (other, _)| one.shown_by.cmp(&other.shown_by));
-        let (content, now) = (Content::of(&legacy), self.clock.now());
+        let content = Content::of(&legacy, self.store.recipients());
+        let now = self.clock.now();
         let older = OLDER.min(self.max_age / 20);
         let same = written.as_ref().is_some_and(|written| {
             written.content == content && now.saturating_duration_since(written.at) < older
@@ -167,11 +171,11 @@ impl Offline {
         result
     }
 
-    /// Has nothing in the file that is not to be left any more.
+    /// Has nothing in the file that is not to be left any more, and has it sealed to whom the store is sealed.
     ///
     /// # Errors
     /// Why it was neither written nor removed.
-    pub(super) fn clear(&self) -> Result<(), String> {
+    pub(super) fn renew(&self) -> Result<(), String> {
         match self.write() {
             Err(error) if fs::symlink_metadata(&self.path).is_ok() => Err(error),
             // What is not there holds nothing; `status` and `doctor` say that it was not written.
