@@ -12,7 +12,7 @@ use super::offline::keep_bound;
 use crate::cache::Cache;
 use crate::cache::legacy::{Gap, LeftLease, LeftList, LeftRecord, Legacy};
 use crate::clock::Clock;
-use crate::fs::Tree;
+use crate::fs::Catalogue;
 use crate::secret::{Kind, Sealed, SealedMemory, Survivors};
 
 /// How long more changes are waited for: what a server does in its last moment is lost.
@@ -60,7 +60,7 @@ impl Handover {
     }
 
     /// Goes on where the server before this one ended, with what it left. What no note names is wiped.
-    pub(super) fn take_up(&self, survivors: Survivors, tree: &Tree) {
+    pub(super) fn take_up(&self, survivors: Survivors, catalogue: &Catalogue) {
         let (notes, values): (Vec<_>, Vec<_>) = survivors
             .into_iter()
             .partition(|(kind, _)| *kind == Kind::Note);
@@ -91,12 +91,15 @@ impl Handover {
             leases: note.leases,
             lists: note.lists,
         };
-        keep_bound(&mut legacy, &tree.catalogue(), |_| true);
+        keep_bound(&mut legacy, catalogue, |_| true);
         tracing::info!(
             records = legacy.records.len(),
             "going on with what the server before had fetched"
         );
         self.cache.inherit(legacy, Gap::Moment);
+        // The note went when it was read, so that nothing in it ends one server after the other.
+        self.sign();
+        self.write();
     }
 
     /// Keeps the note as it has to be, for as long as it is waited for.
@@ -174,11 +177,16 @@ impl Handover {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::backend::Backend;
     use crate::backend::tests::faulty::Faulty;
     use crate::cache::{Binding, Times};
+    use crate::config::Config;
+    use crate::config::accounts::System;
     use crate::secret::{Name, SecretPath};
+    use crate::sys::{SecretMemory, SharedMemory};
 
     impl Handover {
         /// How many records the note names; `None` without one.
@@ -190,9 +198,22 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_must_not_be_left_is_out_of_the_note_at_once() {
-        let (memory, clock) = (SealedMemory::new().unwrap(), Clock::manual());
+    const CONFIG: &str = r#"
+mount = "/m"
+runtime = "/r"
+state = "/s"
+[backends.a]
+type = "vault"
+address = "https://v.example:8200"
+auth = { method = "token", file = "/f" }
+[services.s]
+allow = [{ uid = 4001 }]
+[services.s.secrets]
+x = "a:s/x"
+"#;
+
+    /// Of a server over this memory.
+    fn handover(memory: Arc<SealedMemory>, clock: &Clock) -> Arc<Handover> {
         let backend: Arc<dyn Backend> = Arc::new(Faulty::new(&[("s/x", "one")]));
         let name: Name = "a".parse().unwrap();
         let times = Times {
@@ -201,19 +222,29 @@ mod tests {
         };
         let backends = HashMap::from([(name, backend)]);
         let cache = Cache::new(backends, times, 1, Arc::clone(&memory), clock.clone());
-        let handover = Arc::new(Handover {
+        Arc::new(Handover {
             memory,
             cache: Arc::new(cache),
-            clock,
+            clock: clock.clone(),
             left: Mutex::default(),
-        });
-        tokio::spawn(Arc::clone(&handover).run());
-        let path: SecretPath = "s/x".parse().unwrap();
-        let binding = Arc::new(Binding {
+        })
+    }
+
+    fn x() -> (SecretPath, Arc<Binding>) {
+        let binding = Binding {
             references: vec!["a:s/x".parse().unwrap()],
             stale: Duration::ZERO,
-        });
-        handover.cache.get(&path, &binding).wait().await.unwrap();
+        };
+        ("s/x".parse().unwrap(), Arc::new(binding))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_must_not_be_left_is_out_of_the_note_at_once() {
+        let handover = handover(SealedMemory::new().unwrap(), &Clock::manual());
+        tokio::spawn(Arc::clone(&handover).run());
+        let (path, binding) = x();
+        let value = handover.cache.get(&path, &binding);
+        value.wait().await.unwrap();
         tokio::time::sleep(2 * MOMENT).await;
         assert_eq!(handover.noted(), Some(1));
         let again = handover.cache.refresh(&path, &binding);
@@ -222,5 +253,34 @@ mod tests {
         handover.cache.forget(|secret| *secret == path);
         tokio::time::sleep(MOMENT / 10).await;
         assert_eq!(handover.noted(), Some(0));
+    }
+
+    #[tokio::test]
+    async fn who_dies_right_after_it_took_up_what_was_left_leaves_it_too() {
+        let clock = Clock::manual();
+        let config = Config::parse(CONFIG, Path::new("config.toml")).unwrap();
+        let catalogue = Catalogue::new(&config, &System);
+        let (memory, key) = (
+            SharedMemory::create().unwrap(),
+            SecretMemory::new().unwrap(),
+        );
+        let server = || {
+            let [memory, key] = [&memory, key.descriptor()].map(|fd| fd.try_clone().unwrap());
+            let (memory, left) = SealedMemory::take_over(memory, key).unwrap();
+            let handover = handover(memory, &clock);
+            handover.take_up(left, &catalogue);
+            handover
+        };
+        let first = server();
+        let (path, binding) = x();
+        first.cache.get(&path, &binding).wait().await.unwrap();
+        first.write();
+        // Who is killed wipes nothing.
+        std::mem::forget(first);
+        for _ in 0..2 {
+            let next = server();
+            assert_eq!(next.noted(), Some(1));
+            std::mem::forget(next);
+        }
     }
 }
