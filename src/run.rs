@@ -186,7 +186,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let (signals, listening) = Signals::new(wired.cache.backends(), clock.clone());
     let heard = signals.clone();
     let handover = Arc::new(Handover::new(&wired));
-    handover.take_up(left, &wired.tree);
+    handover.take_up(left, &wired.tree.catalogue());
     let offline = wired.offline(config.offline.as_ref());
     if let Some(offline) = &offline {
         offline.load();

@@ -101,6 +101,14 @@ pub struct LeftList {
     names: Vec<Name>,
 }
 
+impl LeftList {
+    /// The backend, and its folder; without one the list is of its folders.
+    #[must_use]
+    pub fn of(&self) -> (&str, Option<&str>) {
+        (&self.backend, self.folder.as_deref())
+    }
+}
+
 /// What is known of the time between a server and the one after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gap {

@@ -82,11 +82,11 @@ pub trait Daemon: Send + Sync + fmt::Debug {
     /// Why they will not.
     fn keep_revocations(&self) -> Result<(), String>;
 
-    /// Has nothing of what is revoked in what is kept for a start without a network.
+    /// Has nothing of what is revoked in what is kept for a start without a network, and has it sealed as the store is.
     ///
     /// # Errors
-    /// Why there may be something of it.
-    fn clear_offline(&self) -> Result<(), String>;
+    /// Why what was there before may be there still.
+    fn renew_offline(&self) -> Result<(), String>;
 
     /// Begins the end: of the server, the keeper and the mount. Returns at once.
     fn stop(&self);

@@ -259,10 +259,10 @@ impl Daemon for Running {
             .map_err(|error| error.to_string())
     }
 
-    fn clear_offline(&self) -> Result<(), String> {
+    fn renew_offline(&self) -> Result<(), String> {
         self.offline
             .as_ref()
-            .map_or(Ok(()), |offline| offline.clear())
+            .map_or(Ok(()), |offline| offline.renew())
     }
 
     fn stop(&self) {

@@ -12,7 +12,7 @@ use std::{fs, io};
 use jiff::Timestamp;
 
 use super::Wired;
-use crate::backend::store::Store;
+use crate::backend::store::{Recipient, Store};
 use crate::cache::legacy::{Gap, LeftList, LeftPlace, LeftRecord, Legacy};
 use crate::cache::{BUDGET, Binding, Cache};
 use crate::clock::Clock;
@@ -58,10 +58,12 @@ struct Written {
 struct Content {
     records: Vec<(LeftPlace, String, Vec<SecretPath>)>,
     lists: Vec<LeftList>,
+    /// Who can open it.
+    recipients: Vec<Recipient>,
 }
 
 impl Content {
-    fn of(legacy: &Legacy) -> Self {
+    fn of(legacy: &Legacy, recipients: Vec<Recipient>) -> Self {
         let record = |(left, _): &(LeftRecord, _)| {
             (
                 left.place.clone(),
@@ -72,6 +74,7 @@ impl Content {
         Self {
             records: legacy.records.iter().map(record).collect(),
             lists: legacy.lists.clone(),
+            recipients,
         }
     }
 }
@@ -148,7 +151,8 @@ impl Offline {
         legacy
             .records
             .sort_by(|(one, _), (other, _)| one.shown_by.cmp(&other.shown_by));
-        let (content, now) = (Content::of(&legacy), self.clock.now());
+        let content = Content::of(&legacy, self.store.recipients());
+        let now = self.clock.now();
         let older = OLDER.min(self.max_age / 20);
         let same = written.as_ref().is_some_and(|written| {
             written.content == content && now.saturating_duration_since(written.at) < older
@@ -167,11 +171,11 @@ impl Offline {
         result
     }
 
-    /// Has nothing in the file that is not to be left any more.
+    /// Has nothing in the file that is not to be left any more, and has it sealed to whom the store is sealed.
     ///
     /// # Errors
     /// Why it was neither written nor removed.
-    pub(super) fn clear(&self) -> Result<(), String> {
+    pub(super) fn renew(&self) -> Result<(), String> {
         match self.write() {
             Err(error) if fs::symlink_metadata(&self.path).is_ok() => Err(error),
             // What is not there holds nothing; `status` and `doctor` say that it was not written.
@@ -238,8 +242,15 @@ pub(super) fn keep_bound(
     will_do: impl Fn(&Binding) -> bool,
 ) {
     let Legacy {
-        records, leases, ..
+        records,
+        leases,
+        lists,
+        ..
     } = legacy;
+    lists.retain(|list| {
+        let (backend, folder) = list.of();
+        catalogue.lists(backend, folder)
+    });
     records.retain_mut(|(left, _)| {
         left.shown_by.retain(|path| {
             let binding = catalogue.binding(path);
@@ -280,6 +291,26 @@ allow = [{ uid = 4001 }]
 bound = "vault:db/creds/a#password"
 elsewhere = "vault:db/creds/c#password"
 "#;
+
+    #[test]
+    fn names_from_where_none_come_any_more_are_not_left() {
+        let listed = CONFIG.replace("allow", "source = \"vault:secret/app/\"\nallow");
+        let catalogue = |text: &str| {
+            let config = Config::parse(text, Path::new("config.toml")).unwrap();
+            Catalogue::new(&config, &System)
+        };
+        let (before, after) = (catalogue(&listed), catalogue(CONFIG));
+        let folder = before.folder(&"app".parse().unwrap()).unwrap().folder;
+        let list = json!({ "backend": "vault", "folder": folder, "names": ["x"] });
+        let mut legacy = Legacy {
+            lists: vec![serde_json::from_value(list).unwrap()],
+            ..Legacy::default()
+        };
+        keep_bound(&mut legacy, &before, |_| true);
+        assert_eq!(legacy.lists.len(), 1);
+        keep_bound(&mut legacy, &after, |_| true);
+        assert!(legacy.lists.is_empty());
+    }
 
     #[test]
     fn a_lease_of_what_is_not_shown_any_more_is_left_to_be_ended() {

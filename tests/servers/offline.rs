@@ -228,6 +228,29 @@ fn what_is_revoked_is_not_taken_from_an_older_file() {
 }
 
 #[test]
+fn another_identity_opens_the_file_as_soon_as_the_store() {
+    needs!(Need::Vault);
+    let vault = Vault::start();
+    let mut daemon = start(&vault, "1h");
+    let mut reader = daemon.probe(&Who::uid(4001));
+    reader.cat(&daemon.path("app/password")).unwrap();
+    assert!(
+        eventually(DEADLINE, || kept(&daemon) == 1),
+        "{}",
+        status(&daemon)
+    );
+    daemon.secretfs(&["rekey"], b"").expect_ok();
+    drop(reader);
+    daemon.stop();
+    vault.kill();
+
+    daemon.start_keeper();
+    let mut reader = daemon.probe(&Who::uid(4001));
+    let read = reader.cat(&daemon.path("app/password"));
+    assert_eq!(read, Ok(CANARY.as_bytes().to_vec()));
+}
+
+#[test]
 fn what_is_too_old_or_not_ours_is_not_shown() {
     needs!(Need::Vault);
     let vault = Vault::start();

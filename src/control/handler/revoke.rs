@@ -88,7 +88,7 @@ impl Job<'_> {
         let kept = daemon.keep_revocations();
         let kept =
             kept.map_err(|error| format!("it will not survive a restart of the daemon: {error}"));
-        let cleared = daemon.clear_offline();
+        let cleared = daemon.renew_offline();
         let cleared =
             cleared.map_err(|error| format!("the disk may still have a value of it: {error}"));
         let _ = self.runtime.block_on(enforced);

@@ -66,7 +66,7 @@ impl Daemon for FakeDaemon {
         self.1.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 
-    fn clear_offline(&self) -> Result<(), String> {
+    fn renew_offline(&self) -> Result<(), String> {
         self.2.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 
