@@ -27,7 +27,7 @@ pub use document::Malformed;
 /// All of it.
 #[derive(Debug, Default)]
 pub struct Legacy {
-    /// Which server each backend was: [`Backend::whereabouts`](crate::backend::Backend::whereabouts).
+    /// Which server each backend was: [`Backend::whereabouts`].
     pub servers: BTreeMap<String, String>,
     /// The records that secrets show, and their values.
     pub records: Vec<(LeftRecord, Arc<Sealed>)>,
