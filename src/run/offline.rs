@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
@@ -41,6 +41,8 @@ pub(super) struct Offline {
     tree: Arc<Tree>,
     clock: Clock,
     /// Held while the file is written, so that what is written last is what is so.
+    turn: Mutex<()>,
+    /// Never held across that: `status` must not wait for a disk.
     written: Mutex<Option<Written>>,
     trouble: Mutex<Option<String>>,
 }
@@ -89,6 +91,7 @@ impl Offline {
             cache: Arc::clone(&wired.cache),
             tree: Arc::clone(&wired.tree),
             clock: wired.clock.clone(),
+            turn: Mutex::default(),
             written: Mutex::default(),
             trouble: Mutex::default(),
         }
@@ -145,7 +148,7 @@ impl Offline {
     /// # Errors
     /// Why it was not written. Then there is none, if that can be helped: something in it may have been taken away.
     pub(super) fn write(&self) -> Result<(), String> {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut legacy = self.cache.legacy(Gap::Unknown);
         self.sift(&mut legacy);
         legacy
@@ -154,7 +157,7 @@ impl Offline {
         let content = Content::of(&legacy, self.store.recipients());
         let now = self.clock.now();
         let older = OLDER.min(self.max_age / 20);
-        let same = written.as_ref().is_some_and(|written| {
+        let same = self.written().as_ref().is_some_and(|written| {
             written.content == content && now.saturating_duration_since(written.at) < older
         });
         if same {
@@ -162,7 +165,7 @@ impl Offline {
         }
         let result = self.replace(&legacy);
         let trouble = result.as_ref().err().cloned();
-        *written = result.is_ok().then(|| Written {
+        *self.written() = result.is_ok().then(|| Written {
             content,
             at: now,
             when: self.clock.timestamp(),
@@ -213,9 +216,13 @@ impl Offline {
         });
     }
 
+    fn written(&self) -> MutexGuard<'_, Option<Written>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How it is, for `status`.
     pub(super) fn status(&self) -> OfflineStatus {
-        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = self.written();
         let secrets = written.as_ref().map(|written| {
             let records = written.content.records.iter();
             let secrets: BTreeSet<_> = records.flat_map(|(_, _, paths)| paths).collect();
