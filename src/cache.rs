@@ -61,7 +61,7 @@
 //! however old: it shows no value, and without it nobody would come as far as rule 4.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -81,6 +81,7 @@ mod flights;
 mod health;
 mod leases;
 pub mod legacy;
+mod locked;
 mod names;
 mod reading;
 mod records;
@@ -97,6 +98,7 @@ pub use names::Names;
 pub use used::Cached;
 
 use health::Health;
+use locked::Locked;
 use names::Folder;
 use state::{Kept, State};
 
@@ -291,7 +293,6 @@ impl Cache {
         state.list_flights.retain(|folder, _| elsewhere(folder));
         state.flights.forget(same);
         state.records.invalidate(same);
-        state.inherited.invalidate(same);
         let gone = |(path, kept): (&SecretPath, &Kept)| {
             kept.binding
                 .references
@@ -299,11 +300,30 @@ impl Cache {
                 .any(same)
                 .then(|| path.clone())
         };
-        let paths: Vec<SecretPath> = state.values.iter().filter_map(gone).collect();
+        let mut paths: Vec<SecretPath> = state.values.iter().filter_map(gone).collect();
+        let inherited = state.inherited.iter();
+        paths.extend(
+            inherited
+                .filter(|(_, place)| same(place))
+                .map(|(path, _)| path.clone()),
+        );
         for path in paths {
             state.drop_value(&path);
         }
         state.gone();
+    }
+
+    /// A value that `path` was shown does not open any more: who comes next has it fetched anew.
+    pub fn broke(&self, path: &SecretPath, generation: &Arc<Generation>) {
+        let mut state = self.state();
+        state.held.forget(path, generation);
+        let kept = state.values.peek(path);
+        let current = kept.is_some_and(|kept| Arc::ptr_eq(&kept.generation, generation));
+        drop(state);
+        // Of one that was superseded nothing is kept, however often somebody tries to read it.
+        if current {
+            self.invalidate(&generation.reference);
+        }
     }
 
     /// Wipes the values of these secrets from memory, because they were taken away. What is on its way for them goes to
@@ -312,20 +332,16 @@ impl Cache {
         let mut state = self.state();
         state.flights.forget_for(&which);
         let values = state.values.iter().map(|(path, _)| path);
-        let paths: Vec<SecretPath> = values.filter(|path| which(path)).cloned().collect();
-        let gone: Vec<Kept> = paths
-            .iter()
-            .filter_map(|path| state.take_value(path))
-            .collect();
-        state.inherited.forget_for(&which);
+        let inherited = state.inherited.iter().map(|(path, _)| path);
+        let paths = values.chain(inherited).filter(|path| which(path));
+        for path in paths.cloned().collect::<Vec<_>>() {
+            state.drop_value(&path);
+        }
         state.forget_records_for(&which);
         state.gone();
         if state.leases.forget_for(&which) {
             self.tending.notify_one();
         }
-        drop(state);
-        // Wiping takes its time, and readers of other secrets wait for the lock.
-        drop(gone);
     }
 
     /// True if a value of one of these secrets was fetched, however long ago: it may be open somewhere.
@@ -391,9 +407,8 @@ impl Cache {
         *self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it holds the lock; if it did, the state would still be whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> Locked<'_> {
+        Locked::lock(&self.state)
     }
 }
 

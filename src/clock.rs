@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use nix::time::{ClockId, clock_gettime};
 
 /// Where the time comes from: the machine, or a test.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +23,7 @@ enum Source {
 #[derive(Debug, Clone, Copy)]
 struct Reading {
     monotonic: Instant,
+    running: Duration,
     wall: Timestamp,
 }
 
@@ -31,6 +33,7 @@ impl Clock {
     pub fn manual() -> Self {
         let reading = Reading {
             monotonic: machine_instant(),
+            running: machine_running(),
             wall: machine_timestamp(),
         };
         Self(Source::Manual(Arc::new(Mutex::new(reading))))
@@ -68,11 +71,38 @@ impl Clock {
         }
     }
 
+    /// The same with a time of day that begins with the machine and that nobody sets: for what goes to another process of
+    /// this machine, before its next start.
+    #[must_use]
+    pub fn running(&self) -> Moment {
+        let (now, running) = match &self.0 {
+            Source::Machine => (machine_instant(), machine_running()),
+            Source::Manual(reading) => {
+                let reading = reading.lock().unwrap_or_else(PoisonError::into_inner);
+                (reading.monotonic, reading.running)
+            }
+        };
+        let wall = Timestamp::UNIX_EPOCH.saturating_add(running);
+        Moment {
+            now,
+            wall: wall.unwrap_or(Timestamp::UNIX_EPOCH),
+        }
+    }
+
+    /// Sets the time of day of a manual clock.
+    #[cfg(test)]
+    pub fn set(&self, wall: Timestamp) {
+        if let Source::Manual(reading) = &self.0 {
+            reading.lock().unwrap_or_else(PoisonError::into_inner).wall = wall;
+        }
+    }
+
     /// Moves a manual clock forward. The machine's clock ignores it.
     pub fn advance(&self, by: Duration) {
         if let Source::Manual(reading) = &self.0 {
             let mut reading = reading.lock().unwrap_or_else(PoisonError::into_inner);
             reading.monotonic += by;
+            reading.running += by;
             reading.wall = reading.wall.saturating_add(by).unwrap_or(reading.wall);
         }
     }
@@ -121,6 +151,13 @@ fn machine_instant() -> Instant {
 #[allow(clippy::disallowed_methods, reason = "this module is the clock")]
 fn machine_timestamp() -> Timestamp {
     Timestamp::now()
+}
+
+/// For how long the machine has run, by the clock that an [`Instant`] is of.
+fn machine_running() -> Duration {
+    let running = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
+    // Linux has this clock; without it what was left would look older than it is.
+    running.unwrap_or(Duration::MAX)
 }
 
 #[cfg(test)]

@@ -337,7 +337,6 @@ impl Tree {
         }))
     }
 
-    /// What a view shows.
     /// A version of it, which may be another than the one that is shown.
     ///
     /// # Errors
@@ -351,6 +350,7 @@ impl Tree {
         self.fetch_view(permit, binding, &View::Version(version.clone()))
     }
 
+    /// What a view shows.
     fn fetch_view(
         &self,
         permit: &Permit,

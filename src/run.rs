@@ -186,11 +186,14 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let (signals, listening) = Signals::new(wired.cache.backends(), clock.clone());
     let heard = signals.clone();
     let handover = Arc::new(Handover::new(&wired));
-    handover.take_up(left, &wired.tree);
+    handover.take_up(left, &wired.tree.catalogue());
     let offline = wired.offline(config.offline.as_ref());
     if let Some(offline) = &offline {
         offline.load();
     }
+    // The server before may have died before it had wiped what it was told to, and an older file can be put back.
+    let access = wired.tree.access();
+    wired.cache.forget(|path| access.is_revoked(path));
     let kept = offline.clone();
     let running = Running::new(config, file, &wired, signals, kept, (ending, handle), clock);
     let running = Arc::new(running);

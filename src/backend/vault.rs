@@ -95,7 +95,10 @@ impl Vault {
         let http = Http::new(&name, settings, env)?;
         let (address, namespace) = (http.address(), settings.namespace(env));
         Ok(Self(Arc::new(Inner {
-            whereabouts: format!("{address} {namespace:?} {:?}", settings.auth),
+            whereabouts: format!(
+                "{address} {namespace:?} {:?} {:?}",
+                settings.auth, settings.client
+            ),
             name,
             http,
             poll: settings.poll,

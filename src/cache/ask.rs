@@ -9,7 +9,6 @@ use jiff::Timestamp;
 use super::leases::Leased;
 use super::reading::too_large;
 use super::records::{Record, Since};
-use super::sealing::unopened;
 use super::{Binding, Cache, Generation};
 use crate::backend::{self, Backend, BackendError, Fetched, Reference, Version};
 use crate::secret::{MAX_VALUE, Sealed, SecretPath};
@@ -114,7 +113,7 @@ impl Cache {
         let value = match &reference.field {
             Some(field) => {
                 let whole = content.value.open();
-                let whole = whole.map_err(|broken| unopened(reference, broken))?;
+                let whole = whole.map_err(|broken| self.unopened(reference, broken))?;
                 self.seal(reference, &backend::field(&whole, field)?)?
             }
             None => Arc::clone(&content.value),

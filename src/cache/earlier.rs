@@ -126,6 +126,13 @@ impl Held {
         self.table.insert(key, Arc::downgrade(generation));
     }
 
+    /// Forgets it: whoever has it has nothing of it.
+    pub(super) fn forget(&mut self, path: &SecretPath, generation: &Arc<Generation>) {
+        let ours = Arc::as_ptr(generation);
+        self.table
+            .retain(|(of, ..), held| of != path || !std::ptr::eq(held.as_ptr(), ours));
+    }
+
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.table.len()

@@ -1,12 +1,13 @@
 //! Fetching the value of one secret: joined by all who want it, and kept if nothing changed meanwhile.
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use super::ask::Found;
+use super::locked::Locked;
 use super::records::{self, Since};
-use super::state::{Arrival, Kept, State};
+use super::state::{Arrival, Kept};
 use super::{Binding, Cache, Fetch, Generation, Served, too_late, wait};
 use crate::backend::{BackendError, Reference};
 use crate::secret::{Name, SecretPath};
@@ -70,7 +71,7 @@ impl Cache {
     /// before.
     pub(super) fn begin(
         self: &Arc<Self>,
-        mut state: MutexGuard<'_, State>,
+        mut state: Locked<'_>,
         path: &SecretPath,
         binding: &Arc<Binding>,
         anew: bool,

@@ -17,6 +17,7 @@ use super::records::{Content, Record};
 use super::state::{Kept, State};
 use super::{Binding, Cache};
 use crate::backend::{Backend, Reference, Version};
+use crate::clock::{Clock, Moment};
 use crate::secret::{Name, Sealed, SecretPath};
 
 mod document;
@@ -26,7 +27,7 @@ pub use document::Malformed;
 /// All of it.
 #[derive(Debug, Default)]
 pub struct Legacy {
-    /// Which server each backend was: [`Backend::whereabouts`](crate::backend::Backend::whereabouts).
+    /// Which server each backend was: [`Backend::whereabouts`].
     pub servers: BTreeMap<String, String>,
     /// The records that secrets show, and their values.
     pub records: Vec<(LeftRecord, Arc<Sealed>)>,
@@ -48,13 +49,21 @@ pub struct LeftRecord {
     /// For people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// When it was fetched.
+    /// When it was fetched, by the clock of the [`Gap`].
     pub fetched: Timestamp,
     /// The secrets that show it, or a part of it.
     pub shown_by: Vec<SecretPath>,
     /// How long it lives, if the backend made it for us.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<LeftLease>,
+    /// It was inherited after a gap of unknown length, and not asked for since (rule 18).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub old: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// A place at a backend: a reference without its field.
@@ -75,7 +84,7 @@ pub struct LeftLease {
     pub(super) id: Option<String>,
     /// For how long it was given at first.
     pub(super) full: Duration,
-    /// When it began or was renewed, and for how long.
+    /// When it began or was renewed, by the clock of the [`Gap`], and for how long.
     pub(super) began: Timestamp,
     pub(super) duration: Duration,
     pub(super) renewable: bool,
@@ -92,6 +101,14 @@ pub struct LeftList {
     names: Vec<Name>,
 }
 
+impl LeftList {
+    /// The backend, and its folder; without one the list is of its folders.
+    #[must_use]
+    pub fn of(&self) -> (&str, Option<&str>) {
+        (&self.backend, self.folder.as_deref())
+    }
+}
+
 /// What is known of the time between a server and the one after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gap {
@@ -99,6 +116,16 @@ pub enum Gap {
     Moment,
     /// The machine may have been off (rule 18).
     Unknown,
+}
+
+impl Gap {
+    /// The clocks by which it is told what was when: in a moment the time of day can be set.
+    fn moment(self, clock: &Clock) -> Moment {
+        match self {
+            Self::Moment => clock.running(),
+            Self::Unknown => clock.moment(),
+        }
+    }
 }
 
 /// How often what is left has changed.
@@ -139,7 +166,7 @@ impl Cache {
     /// no value of a secret that is never shown stale.
     #[must_use]
     pub fn legacy(&self, gap: Gap) -> Legacy {
-        let at = self.clock.moment();
+        let at = gap.moment(&self.clock);
         let state = self.state();
         let (shown, leases) = (state.shown_records(), state.leases.all());
         let lists = state.left_lists();
@@ -164,6 +191,7 @@ impl Cache {
                 description: content.description.clone(),
                 fetched: at.wall(record.fetched),
                 lease: lease.map(|lease| lease.left(at, false)),
+                old: record.share == 0,
                 shown_by,
             };
             (!left.shown_by.is_empty()).then(|| (left, Arc::clone(&content.value)))
@@ -218,7 +246,7 @@ impl Cache {
     /// Takes up what another cache left, to show it to the secrets that it was shown to. What is here already is newer, and
     /// what is of another server is none of ours.
     pub fn inherit(&self, legacy: Legacy, gap: Gap) {
-        let at = self.clock.moment();
+        let at = gap.moment(&self.clock);
         let ours = self.servers();
         let same = |name: &&Name| {
             let theirs = legacy.servers.get(name.as_str());
@@ -241,8 +269,8 @@ impl Cache {
                 fetched: at.instant(left.fetched),
                 forever: false,
                 share: match gap {
-                    Gap::Moment => self.share(&key),
-                    Gap::Unknown => 0,
+                    Gap::Moment if !left.old => self.share(&key),
+                    Gap::Moment | Gap::Unknown => 0,
                 },
                 content: Ok(Content {
                     value,
@@ -286,26 +314,31 @@ impl Cache {
         let Some(inherited) = self.state().inherited.0.get(path).cloned() else {
             return;
         };
-        let places = |reference: &&Reference| super::records::key(reference) == *inherited.key;
-        let found = binding.references.iter().find(places);
-        let cut = found.and_then(|reference| self.cut(reference, Arc::clone(&inherited)).ok());
+        let places = |(_, one): &(usize, &Reference)| super::records::key(one) == *inherited.key;
+        let found = binding.references.iter().enumerate().find(places);
+        let cut = found.and_then(|(_, one)| self.cut(one, Arc::clone(&inherited)).ok());
+        let ttl = self.times().ttl;
         let mut state = self.state();
         // It may have been taken away or overtaken meanwhile; who was quicker has shown it.
-        let ours = state.inherited.0.remove(path);
-        let still = ours.is_some_and(|ours| Arc::ptr_eq(&ours, &inherited));
-        let (Some(cut), false) = (cut, state.values.contains(path)) else {
+        let ours = state.inherited.0.get(path);
+        if !ours.is_some_and(|ours| Arc::ptr_eq(ours, &inherited)) {
             return;
-        };
-        let Some(record) = state.records.same(&inherited).filter(|_| still) else {
-            return;
+        }
+        let (Some(cut), Some(record)) = (cut, state.records.same(&inherited)) else {
+            return state.drop_value(path);
         };
         let cut = cut.on_same(Arc::clone(&record));
         let number = state.next_number();
         let number = state.shown_number(path, &cut.version, &cut.reference, number, true);
+        // Whether there is something higher up by now nobody knows (rule 8): it only stands in.
+        let older = match found {
+            Some((0, _)) => Duration::ZERO,
+            Some(_) | None => record.ttl(ttl),
+        };
         let kept = Kept {
             generation: cut.generation(number),
             binding: Arc::clone(binding),
-            fetched: record.fetched,
+            fetched: record.fetched.checked_sub(older).unwrap_or(record.fetched),
             asked: self.clock.now(),
             record,
             forever: false,
@@ -314,25 +347,20 @@ impl Cache {
     }
 }
 
-/// What was inherited and has not been asked for yet: which record each secret was shown.
+/// What was inherited and has not been asked for yet: which record each secret was shown. They are users of it, as if they
+/// were shown it still.
 #[derive(Debug, Default)]
 pub(super) struct Inherited(HashMap<SecretPath, Arc<Record>>);
 
 impl Inherited {
-    /// Forgets what was inherited for these secrets.
-    pub(super) fn forget_for(&mut self, which: impl Fn(&SecretPath) -> bool) {
-        self.0.retain(|path, _| !which(path));
+    /// The secrets that there is something for, and from where.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&SecretPath, &Reference)> {
+        self.0.iter().map(|(path, record)| (path, &*record.key))
     }
 
-    /// Forgets what was inherited from such a place.
-    pub(super) fn invalidate(&mut self, same: impl Fn(&Reference) -> bool) {
-        self.0.retain(|_, record| !same(&record.key));
-    }
-
-    /// The places of the records that are left.
-    pub(super) fn places(&self) -> HashSet<Arc<Reference>> {
-        let places = self.0.values();
-        places.map(|record| Arc::clone(&record.key)).collect()
+    /// Takes out what there is for this secret.
+    pub(super) fn take(&mut self, path: &SecretPath) -> Option<Arc<Record>> {
+        self.0.remove(path)
     }
 
     /// Whether there is something for this secret.
@@ -340,8 +368,9 @@ impl Inherited {
         !self.0.is_empty() && self.0.contains_key(path)
     }
 
-    pub(super) fn clear(&mut self) {
-        self.0.clear();
+    /// Takes out everything.
+    pub(super) fn take_all(&mut self) -> HashMap<SecretPath, Arc<Record>> {
+        std::mem::take(&mut self.0)
     }
 }
 
@@ -376,7 +405,11 @@ impl State {
             self.leases.add(Arc::clone(lease));
         }
         for path in shown_by {
-            self.inherited.0.insert(path, Arc::clone(&record));
+            // What it is shown already is newer.
+            if !self.values.contains(&path) && !self.inherited.is_for(&path) {
+                self.records.used(&record, &path);
+                self.inherited.0.insert(path, Arc::clone(&record));
+            }
         }
     }
 

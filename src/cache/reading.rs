@@ -2,14 +2,14 @@
 
 use std::future::Future;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::watch;
 
 use super::leases::Leased;
+use super::locked::Locked;
 use super::records::{Answer, Content, Landing, Record, Since};
-use super::state::State;
 use super::{Cache, given_up, records, too_late};
 use crate::backend::{Backend, BackendError, Fetched, Reference};
 use crate::secret::{MAX_VALUE, Name, SecretPath};
@@ -67,7 +67,7 @@ impl Cache {
     /// Begins a flight, which all who want the record from now on may join.
     fn begin_record(
         self: &Arc<Self>,
-        mut state: MutexGuard<'_, State>,
+        mut state: Locked<'_>,
         key: &Arc<Reference>,
         backend: Arc<dyn Backend>,
         paths: &[SecretPath],

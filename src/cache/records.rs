@@ -12,7 +12,6 @@ use tokio::sync::watch;
 
 use super::flights::Flight;
 use super::leases::Leased;
-use super::legacy::Inherited;
 use crate::backend::{BackendError, Reference, Version};
 use crate::secret::{Sealed, SecretPath};
 
@@ -113,6 +112,8 @@ pub(super) struct Records {
     revoked: HashSet<u64>,
     /// The bytes in the table.
     pub(super) bytes: usize,
+    /// Those that are dropped when the lock is released.
+    pub(super) dropped: Vec<Arc<Record>>,
 }
 
 #[derive(Debug)]
@@ -305,9 +306,10 @@ impl Records {
         if let Some(held) = self.table.get_mut(&key)
             && held.record.agrees(&record)
         {
-            let record = same_bytes(&held.record, record);
-            held.record = Arc::clone(&record);
-            return (record, Vec::new());
+            let same = same_bytes(&held.record, &record);
+            self.dropped.push(record);
+            held.record = Arc::clone(&same);
+            return (same, Vec::new());
         }
         let users = self.take(&key);
         // Who announces changes is asked again: it costs little, and a word too late would be seen.
@@ -343,6 +345,7 @@ impl Records {
             return Vec::new();
         };
         self.bytes -= held.record.len();
+        self.dropped.push(held.record);
         held.users
     }
 
@@ -407,17 +410,16 @@ impl Records {
         true
     }
 
-    /// Drops those that no secret is cut from and that have grown old, when there are many. `wanted` are those that a secret
-    /// may yet be cut from.
-    pub(super) fn sweep(&mut self, now: Instant, ttl: Duration, wanted: &Inherited) {
+    /// Drops those that no secret is cut from and that have grown old, when there are many.
+    pub(super) fn sweep(&mut self, now: Instant, ttl: Duration) {
         if self.unused.len() < Self::SMALL.max(self.swept.saturating_mul(2)) {
             return;
         }
-        let (table, wanted) = (&self.table, wanted.places());
+        let table = &self.table;
         let old = |key: &&Arc<Reference>| {
             let held = table.get(*key);
             let old = |held: &Held| held.record.forever || !held.record.is_young(now, ttl);
-            !wanted.contains(*key) && held.is_none_or(old)
+            held.is_none_or(old)
         };
         let old: Vec<_> = self.unused.iter().filter(old).map(Arc::clone).collect();
         for key in old {
@@ -435,9 +437,8 @@ impl Records {
         }
     }
 
-    /// Forgets flights that are for none but these secrets, and records that no secret is cut from, nor may yet be because
-    /// it is `wanted`.
-    pub(super) fn forget_for(&mut self, which: impl Fn(&SecretPath) -> bool, wanted: &Inherited) {
+    /// Forgets flights that are for none but these secrets, and records that no secret is cut from.
+    pub(super) fn forget_for(&mut self, which: impl Fn(&SecretPath) -> bool) {
         let revoked = &mut self.revoked;
         self.flights.retain(|_, flights| {
             flights.retain_mut(|under_way| {
@@ -449,9 +450,7 @@ impl Records {
             });
             !flights.is_empty()
         });
-        let wanted = wanted.places();
-        let unused = self.unused.iter().filter(|key| !wanted.contains(*key));
-        for key in unused.map(Arc::clone).collect::<Vec<_>>() {
+        for key in self.unused.iter().map(Arc::clone).collect::<Vec<_>>() {
             self.take(&key);
         }
     }
@@ -493,7 +492,7 @@ pub(super) fn key(reference: &Reference) -> Reference {
 }
 
 /// `new` with the bytes of `old`, which are the same.
-fn same_bytes(old: &Record, new: Arc<Record>) -> Arc<Record> {
+fn same_bytes(old: &Record, new: &Arc<Record>) -> Arc<Record> {
     match (&old.content, &new.content) {
         (Ok(ours), Ok(theirs)) => Arc::new(Record {
             key: Arc::clone(&old.key),
@@ -509,6 +508,6 @@ fn same_bytes(old: &Record, new: Arc<Record>) -> Arc<Record> {
             }),
             lease: None,
         }),
-        _ => new,
+        _ => Arc::clone(new),
     }
 }

@@ -26,25 +26,29 @@ impl Cache {
             }
         }
     }
-}
 
-/// What a reader gets who would be shown something of a value that does not open any more.
-pub(super) fn unopened(reference: &Reference, broken: Broken) -> BackendError {
-    tracing::error!(%reference, "{broken}: its memory was damaged");
-    BackendError::Unusable(format!("{reference}: {broken}"))
+    /// What a reader gets who would be shown something of a record that does not open any more. Who comes next has it
+    /// fetched anew. Not to be called by who holds the state.
+    pub(super) fn unopened(&self, reference: &Reference, broken: Broken) -> BackendError {
+        tracing::error!(%reference, "{broken}: its memory was damaged");
+        self.invalidate(reference);
+        BackendError::Unusable(format!("{reference}: {broken}"))
+    }
 }
 
 impl State {
     /// Drops a record that no secret is cut from, else the value that was used longest ago; `false` if there is none.
     pub(super) fn make_room(&mut self) -> bool {
-        self.inherited.clear();
+        for (path, record) in self.inherited.take_all() {
+            self.records.unused(&record, &path);
+        }
         if self.records.drop_unused() {
             return true;
         }
         let Some((path, old)) = self.values.pop_lru() else {
             return false;
         };
-        self.dropped(&path, &old, true);
+        self.dropped(&path, old, true);
         true
     }
 }

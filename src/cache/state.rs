@@ -36,6 +36,8 @@ pub(super) struct State {
     pub(super) revision: watch::Sender<Revision>,
     /// Wakes who tends the leases.
     tending: Arc<Notify>,
+    /// Values that are dropped when the lock is released.
+    dropped: Vec<Kept>,
     /// Secrets whose value went because of a record that came for another one.
     pub(super) overtaken: HashSet<SecretPath>,
     /// What was last shown of each secret, also after its value was dropped.
@@ -123,6 +125,7 @@ impl State {
             inherited: Inherited::default(),
             revision: watch::Sender::default(),
             tending,
+            dropped: Vec::new(),
             overtaken: HashSet::new(),
             shown: HashMap::new(),
             flights: Flights::default(),
@@ -268,8 +271,14 @@ impl State {
         self.own_bytes += kept.own_bytes();
         self.records.used(&kept.record, path);
         let key = Arc::clone(&kept.record.key);
+        if let Some(record) = self.inherited.take(path)
+            && record.key != key
+        {
+            self.records.unused(&record, path);
+        }
         if let Some(old) = self.values.put(path.clone(), kept) {
-            self.dropped(path, &old, old.record.key != key);
+            let left = old.record.key != key;
+            self.dropped(path, old, left);
         }
         self.changed();
         while self.bytes() > BUDGET && self.values.len() > 1 {
@@ -277,15 +286,19 @@ impl State {
         }
     }
 
+    /// Drops what a secret is shown, or would be of what was inherited.
     pub(super) fn drop_value(&mut self, path: &SecretPath) {
-        drop(self.take_value(path));
-    }
-
-    pub(super) fn take_value(&mut self, path: &SecretPath) -> Option<Kept> {
-        let old = self.values.pop(path)?;
-        self.dropped(path, &old, true);
-        self.gone();
-        Some(old)
+        let (kept, inherited) = (self.values.pop(path), self.inherited.take(path));
+        if kept.is_some() || inherited.is_some() {
+            self.gone();
+        }
+        if let Some(old) = kept {
+            self.dropped(path, old, true);
+        }
+        if let Some(record) = inherited {
+            self.records.unused(&record, path);
+            self.records.dropped.push(record);
+        }
     }
 
     pub(super) fn shown_paths(&self) -> impl Iterator<Item = &SecretPath> {
@@ -293,7 +306,7 @@ impl State {
     }
 
     /// `left` if no other value for the same secret is cut from the same record.
-    pub(super) fn dropped(&mut self, path: &SecretPath, old: &Kept, left: bool) {
+    pub(super) fn dropped(&mut self, path: &SecretPath, old: Kept, left: bool) {
         self.own_bytes -= old.own_bytes();
         if left {
             self.records.unused(&old.record, path);
@@ -302,16 +315,23 @@ impl State {
         if Arc::strong_count(&old.generation) > 1 {
             self.held.remember(path, &old.generation);
         }
+        self.dropped.push(old);
+    }
+
+    /// What was dropped since this was last asked. Wiping it takes its time, and readers of other secrets wait for the lock.
+    pub(super) fn take_dropped(&mut self) -> (Vec<Kept>, Vec<Arc<Record>>) {
+        let records = std::mem::take(&mut self.records.dropped);
+        (std::mem::take(&mut self.dropped), records)
     }
 
     /// Forgets records that are for these secrets alone, or for none.
     pub(super) fn forget_records_for(&mut self, which: impl Fn(&SecretPath) -> bool) {
-        self.records.forget_for(which, &self.inherited);
+        self.records.forget_for(which);
     }
 
     /// Drops records that nobody needs.
     pub(super) fn sweep(&mut self, now: Instant, ttl: Duration) {
-        self.records.sweep(now, ttl, &self.inherited);
+        self.records.sweep(now, ttl);
     }
 
     /// Forgets everything but leases and the last number: what a version was called before says nothing of what it is now.

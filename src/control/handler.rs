@@ -76,12 +76,17 @@ pub trait Daemon: Send + Sync + fmt::Debug {
     /// What is wrong with the config.
     fn reload(&self) -> Result<Reloaded, String>;
 
-    /// Writes the revocations that are in force to the state folder, so that they outlive a restart, and has nothing of what
-    /// is revoked in what is kept for a start without a network.
+    /// Writes the revocations that are in force to the state folder, so that they outlive a restart.
     ///
     /// # Errors
     /// Why they will not.
     fn keep_revocations(&self) -> Result<(), String>;
+
+    /// Has nothing of what is revoked in what is kept for a start without a network, and has it sealed as the store is.
+    ///
+    /// # Errors
+    /// Why what was there before may be there still.
+    fn renew_offline(&self) -> Result<(), String>;
 
     /// Begins the end: of the server, the keeper and the mount. Returns at once.
     fn stop(&self);

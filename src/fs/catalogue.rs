@@ -152,6 +152,17 @@ impl Catalogue {
         self.services.get(service).map(bound).unwrap_or_default()
     }
 
+    /// Whether names come from this folder of a backend or, without one, from the list of its folders.
+    #[must_use]
+    pub fn lists(&self, backend: &str, folder: Option<&str>) -> bool {
+        let is_default = |name: &Name| name.as_str() == backend;
+        let mut sources = self.services.values().filter_map(|one| one.source.as_ref());
+        self.defaults.as_ref().is_some_and(is_default)
+            || sources.any(|source| {
+                source.backend.as_str() == backend && folder == Some(source.folder.as_str())
+            })
+    }
+
     /// The folder that gives a service its other names.
     #[must_use]
     pub fn folder(&self, service: &Name) -> Option<Folder> {

@@ -319,6 +319,7 @@ impl Tree {
         let shown = file.generation.value.show(offset, size, give);
         shown.map_err(|broken| {
             tracing::error!(secret = %node.path, "{broken}: its memory was damaged");
+            self.cache.broke(&node.path, &file.generation);
             FsError::Broken
         })
     }

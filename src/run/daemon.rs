@@ -256,10 +256,13 @@ impl Daemon for Running {
     fn keep_revocations(&self) -> Result<(), String> {
         let _turn = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         revocations::write(&self.state, &self.tree.access().revocations())
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| error.to_string())
+    }
+
+    fn renew_offline(&self) -> Result<(), String> {
         self.offline
             .as_ref()
-            .map_or(Ok(()), |offline| offline.write())
+            .map_or(Ok(()), |offline| offline.renew())
     }
 
     fn stop(&self) {

@@ -12,12 +12,12 @@ use super::offline::keep_bound;
 use crate::cache::Cache;
 use crate::cache::legacy::{Gap, LeftLease, LeftList, LeftRecord, Legacy};
 use crate::clock::Clock;
-use crate::fs::Tree;
+use crate::fs::Catalogue;
 use crate::secret::{Kind, Sealed, SealedMemory, Survivors};
 
 /// How long more changes are waited for: what a server does in its last moment is lost.
 const MOMENT: Duration = Duration::from_millis(50);
-/// How much longer than it took to write a note none is written.
+/// How much longer than it took to write a note none is written, unless something must not stand in it any more.
 const SHARE: u32 = 20;
 /// How often it is looked whether we have signed in anew.
 const LOOK: Duration = Duration::from_secs(1);
@@ -60,7 +60,7 @@ impl Handover {
     }
 
     /// Goes on where the server before this one ended, with what it left. What no note names is wiped.
-    pub(super) fn take_up(&self, survivors: Survivors, tree: &Tree) {
+    pub(super) fn take_up(&self, survivors: Survivors, catalogue: &Catalogue) {
         let (notes, values): (Vec<_>, Vec<_>) = survivors
             .into_iter()
             .partition(|(kind, _)| *kind == Kind::Note);
@@ -91,12 +91,15 @@ impl Handover {
             leases: note.leases,
             lists: note.lists,
         };
-        keep_bound(&mut legacy, &tree.catalogue(), |_| true);
+        keep_bound(&mut legacy, catalogue, |_| true);
         tracing::info!(
             records = legacy.records.len(),
             "going on with what the server before had fetched"
         );
         self.cache.inherit(legacy, Gap::Moment);
+        // The note went when it was read, so that nothing in it ends one server after the other.
+        self.sign();
+        self.write();
     }
 
     /// Keeps the note as it has to be, for as long as it is waited for.
@@ -111,7 +114,10 @@ impl Handover {
                 written = Some(seen);
             }
             let took = self.clock.now().saturating_duration_since(began);
-            tokio::time::sleep(MOMENT.max(took * SHARE)).await;
+            tokio::time::sleep(took).await;
+            // What must not be left any more is in the note until it is written.
+            let gone = revision.wait_for(|now| now.gone != seen.gone);
+            let _ = tokio::time::timeout(MOMENT.max(took * SHARE), gone).await;
             let changed = tokio::time::timeout(LOOK, revision.wait_for(|now| *now != seen)).await;
             if let Ok(Err(_)) = changed {
                 return;
@@ -166,5 +172,115 @@ impl Handover {
     /// Leaves nothing: this server ends in order, and what it had has been given back.
     pub(super) fn forget(&self) {
         *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Left::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::backend::Backend;
+    use crate::backend::tests::faulty::Faulty;
+    use crate::cache::{Binding, Times};
+    use crate::config::Config;
+    use crate::config::accounts::System;
+    use crate::secret::{Name, SecretPath};
+    use crate::sys::{SecretMemory, SharedMemory};
+
+    impl Handover {
+        /// How many records the note names; `None` without one.
+        fn noted(&self) -> Option<usize> {
+            let left = self.left.lock().unwrap();
+            let note = left.note.as_ref()?.open().unwrap();
+            let note: Note = serde_json::from_slice(note.expose()).unwrap();
+            Some(note.records.len())
+        }
+    }
+
+    const CONFIG: &str = r#"
+mount = "/m"
+runtime = "/r"
+state = "/s"
+[backends.a]
+type = "vault"
+address = "https://v.example:8200"
+auth = { method = "token", file = "/f" }
+[services.s]
+allow = [{ uid = 4001 }]
+[services.s.secrets]
+x = "a:s/x"
+"#;
+
+    /// Of a server over this memory.
+    fn handover(memory: Arc<SealedMemory>, clock: &Clock) -> Arc<Handover> {
+        let backend: Arc<dyn Backend> = Arc::new(Faulty::new(&[("s/x", "one")]));
+        let name: Name = "a".parse().unwrap();
+        let times = Times {
+            ttl: Duration::from_secs(60),
+            timeout: Duration::from_secs(5),
+        };
+        let backends = HashMap::from([(name, backend)]);
+        let cache = Cache::new(backends, times, 1, Arc::clone(&memory), clock.clone());
+        Arc::new(Handover {
+            memory,
+            cache: Arc::new(cache),
+            clock: clock.clone(),
+            left: Mutex::default(),
+        })
+    }
+
+    fn x() -> (SecretPath, Arc<Binding>) {
+        let binding = Binding {
+            references: vec!["a:s/x".parse().unwrap()],
+            stale: Duration::ZERO,
+        };
+        ("s/x".parse().unwrap(), Arc::new(binding))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_must_not_be_left_is_out_of_the_note_at_once() {
+        let handover = handover(SealedMemory::new().unwrap(), &Clock::manual());
+        tokio::spawn(Arc::clone(&handover).run());
+        let (path, binding) = x();
+        let value = handover.cache.get(&path, &binding);
+        value.wait().await.unwrap();
+        tokio::time::sleep(2 * MOMENT).await;
+        assert_eq!(handover.noted(), Some(1));
+        let again = handover.cache.refresh(&path, &binding);
+        again.wait().await.unwrap();
+        tokio::time::sleep(MOMENT / 10).await;
+        handover.cache.forget(|secret| *secret == path);
+        tokio::time::sleep(MOMENT / 10).await;
+        assert_eq!(handover.noted(), Some(0));
+    }
+
+    #[tokio::test]
+    async fn who_dies_right_after_it_took_up_what_was_left_leaves_it_too() {
+        let clock = Clock::manual();
+        let config = Config::parse(CONFIG, Path::new("config.toml")).unwrap();
+        let catalogue = Catalogue::new(&config, &System);
+        let (memory, key) = (
+            SharedMemory::create().unwrap(),
+            SecretMemory::new().unwrap(),
+        );
+        let server = || {
+            let [memory, key] = [&memory, key.descriptor()].map(|fd| fd.try_clone().unwrap());
+            let (memory, left) = SealedMemory::take_over(memory, key).unwrap();
+            let handover = handover(memory, &clock);
+            handover.take_up(left, &catalogue);
+            handover
+        };
+        let first = server();
+        let (path, binding) = x();
+        first.cache.get(&path, &binding).wait().await.unwrap();
+        first.write();
+        // Who is killed wipes nothing.
+        std::mem::forget(first);
+        for _ in 0..2 {
+            let next = server();
+            assert_eq!(next.noted(), Some(1));
+            std::mem::forget(next);
+        }
     }
 }

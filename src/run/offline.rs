@@ -4,15 +4,15 @@
 //! more may change; at once when something must not be in it any more.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use jiff::Timestamp;
 
 use super::Wired;
-use crate::backend::store::Store;
+use crate::backend::store::{Recipient, Store};
 use crate::cache::legacy::{Gap, LeftList, LeftPlace, LeftRecord, Legacy};
 use crate::cache::{BUDGET, Binding, Cache};
 use crate::clock::Clock;
@@ -41,6 +41,8 @@ pub(super) struct Offline {
     tree: Arc<Tree>,
     clock: Clock,
     /// Held while the file is written, so that what is written last is what is so.
+    turn: Mutex<()>,
+    /// Never held across that: `status` must not wait for a disk.
     written: Mutex<Option<Written>>,
     trouble: Mutex<Option<String>>,
 }
@@ -58,10 +60,12 @@ struct Written {
 struct Content {
     records: Vec<(LeftPlace, String, Vec<SecretPath>)>,
     lists: Vec<LeftList>,
+    /// Who can open it.
+    recipients: Vec<Recipient>,
 }
 
 impl Content {
-    fn of(legacy: &Legacy) -> Self {
+    fn of(legacy: &Legacy, recipients: Vec<Recipient>) -> Self {
         let record = |(left, _): &(LeftRecord, _)| {
             (
                 left.place.clone(),
@@ -72,6 +76,7 @@ impl Content {
         Self {
             records: legacy.records.iter().map(record).collect(),
             lists: legacy.lists.clone(),
+            recipients,
         }
     }
 }
@@ -86,6 +91,7 @@ impl Offline {
             cache: Arc::clone(&wired.cache),
             tree: Arc::clone(&wired.tree),
             clock: wired.clock.clone(),
+            turn: Mutex::default(),
             written: Mutex::default(),
             trouble: Mutex::default(),
         }
@@ -142,15 +148,16 @@ impl Offline {
     /// # Errors
     /// Why it was not written. Then there is none, if that can be helped: something in it may have been taken away.
     pub(super) fn write(&self) -> Result<(), String> {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut legacy = self.cache.legacy(Gap::Unknown);
         self.sift(&mut legacy);
         legacy
             .records
             .sort_by(|(one, _), (other, _)| one.shown_by.cmp(&other.shown_by));
-        let (content, now) = (Content::of(&legacy), self.clock.now());
+        let content = Content::of(&legacy, self.store.recipients());
+        let now = self.clock.now();
         let older = OLDER.min(self.max_age / 20);
-        let same = written.as_ref().is_some_and(|written| {
+        let same = self.written().as_ref().is_some_and(|written| {
             written.content == content && now.saturating_duration_since(written.at) < older
         });
         if same {
@@ -158,13 +165,25 @@ impl Offline {
         }
         let result = self.replace(&legacy);
         let trouble = result.as_ref().err().cloned();
-        *written = result.is_ok().then(|| Written {
+        *self.written() = result.is_ok().then(|| Written {
             content,
             at: now,
             when: self.clock.timestamp(),
         });
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
         result
+    }
+
+    /// Has nothing in the file that is not to be left any more, and has it sealed to whom the store is sealed.
+    ///
+    /// # Errors
+    /// Why it was neither written nor removed.
+    pub(super) fn renew(&self) -> Result<(), String> {
+        match self.write() {
+            Err(error) if fs::symlink_metadata(&self.path).is_ok() => Err(error),
+            // What is not there holds nothing; `status` and `doctor` say that it was not written.
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     fn replace(&self, legacy: &Legacy) -> Result<(), String> {
@@ -197,9 +216,13 @@ impl Offline {
         });
     }
 
+    fn written(&self) -> MutexGuard<'_, Option<Written>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How it is, for `status`.
     pub(super) fn status(&self) -> OfflineStatus {
-        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = self.written();
         let secrets = written.as_ref().map(|written| {
             let records = written.content.records.iter();
             let secrets: BTreeSet<_> = records.flat_map(|(_, _, paths)| paths).collect();
@@ -218,13 +241,24 @@ impl Offline {
     }
 }
 
-/// Drops what the config does not show any more, and what it shows otherwise than by a binding that will `do`.
+/// Drops what the config does not show any more, and what it shows otherwise than by a binding that will `do`. Leases of that
+/// are nobody's, and end with the daemon at the latest.
 pub(super) fn keep_bound(
     legacy: &mut Legacy,
     catalogue: &Catalogue,
     will_do: impl Fn(&Binding) -> bool,
 ) {
-    legacy.records.retain_mut(|(left, _)| {
+    let Legacy {
+        records,
+        leases,
+        lists,
+        ..
+    } = legacy;
+    lists.retain(|list| {
+        let (backend, folder) = list.of();
+        catalogue.lists(backend, folder)
+    });
+    records.retain_mut(|(left, _)| {
         left.shown_by.retain(|path| {
             let binding = catalogue.binding(path);
             binding.is_some_and(|binding| {
@@ -232,6 +266,97 @@ pub(super) fn keep_bound(
                 will_do(&binding) && references.any(|one| LeftPlace::of(one) == left.place)
             })
         });
+        if left.shown_by.is_empty() {
+            leases.extend(left.lease.take());
+        }
         !left.shown_by.is_empty()
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::config::accounts::System;
+    use crate::secret::Kind;
+
+    const CONFIG: &str = r#"
+mount = "/m"
+runtime = "/r"
+state = "/s"
+[backends.vault]
+type = "vault"
+address = "https://v.example:8200"
+auth = { method = "approle", role_id = "r", secret_id = { file = "/f" } }
+[services.app]
+allow = [{ uid = 4001 }]
+[services.app.secrets]
+bound = "vault:db/creds/a#password"
+elsewhere = "vault:db/creds/c#password"
+"#;
+
+    #[test]
+    fn names_from_where_none_come_any_more_are_not_left() {
+        let listed = CONFIG.replace("allow", "source = \"vault:secret/app/\"\nallow");
+        let catalogue = |text: &str| {
+            let config = Config::parse(text, Path::new("config.toml")).unwrap();
+            Catalogue::new(&config, &System)
+        };
+        let (before, after) = (catalogue(&listed), catalogue(CONFIG));
+        let folder = before.folder(&"app".parse().unwrap()).unwrap().folder;
+        let list = json!({ "backend": "vault", "folder": folder, "names": ["x"] });
+        let mut legacy = Legacy {
+            lists: vec![serde_json::from_value(list).unwrap()],
+            ..Legacy::default()
+        };
+        keep_bound(&mut legacy, &before, |_| true);
+        assert_eq!(legacy.lists.len(), 1);
+        keep_bound(&mut legacy, &after, |_| true);
+        assert!(legacy.lists.is_empty());
+    }
+
+    #[test]
+    fn a_lease_of_what_is_not_shown_any_more_is_left_to_be_ended() {
+        let config = Config::parse(CONFIG, Path::new("config.toml")).unwrap();
+        let catalogue = Catalogue::new(&config, &System);
+        let memory = SealedMemory::new().unwrap();
+        let record = |path: &str, secrets: &[&str]| {
+            let place = json!({ "backend": "vault", "path": path });
+            let left = json!({
+                "place": place,
+                "version": "1",
+                "modified": "2026-11-25T10:00:00Z",
+                "fetched": "2026-11-25T10:00:00Z",
+                "shown_by": secrets,
+                "lease": {
+                    "place": place, "id": path, "full": { "secs": 60, "nanos": 0 },
+                    "began": "2026-11-25T10:00:00Z", "duration": { "secs": 60, "nanos": 0 },
+                    "renewable": true, "made_for": secrets, "ending": false,
+                },
+            });
+            let value = memory.seal(Kind::Value, b"v").unwrap();
+            (serde_json::from_value(left).unwrap(), Arc::new(value))
+        };
+        let mut legacy = Legacy {
+            records: vec![
+                record("db/creds/a", &["app/bound", "app/gone"]),
+                record("db/creds/b", &["app/elsewhere"]),
+            ],
+            ..Legacy::default()
+        };
+        keep_bound(&mut legacy, &catalogue, |_| true);
+        let [(left, _)] = &legacy.records[..] else {
+            panic!("{:?}", legacy.records);
+        };
+        assert_eq!(left.shown_by, ["app/bound".parse().unwrap()]);
+        assert_eq!(left.lease.iter().count(), 1);
+        let [lease] = &legacy.leases[..] else {
+            panic!("{:?}", legacy.leases);
+        };
+        assert_eq!(serde_json::to_value(lease).unwrap()["id"], "db/creds/b");
+    }
 }

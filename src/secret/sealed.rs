@@ -7,19 +7,22 @@
 //! What a server leaves that dies, at whatever moment, is either whole or not there: the first word of an entry is written
 //! last and wiped first. The numbers that the nonces are made of are counted beside the key, so that nothing that becomes
 //! of the memory can bring one back.
+//!
+//! Whether two hold the same bytes is asked under locks, so it is seen without opening them, by fingerprints that the process
+//! keeps for itself. They are made with a key that comes from that key: without it, nobody can see whether a guess is right.
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fmt, io, iter};
 
-use aws_lc_rs::constant_time::verify_slices_are_equal;
 use zeroize::Zeroizing;
 
 use super::SecretBytes;
 use crate::sys::{SecretMemory, SharedMemory};
 
 mod entry;
+mod fingerprint;
 mod runs;
 mod window;
 
@@ -27,6 +30,7 @@ mod window;
 mod tests;
 
 use entry::{BLOCK, CHUNK, Cipher, Entry, TAG};
+use fingerprint::{Fingerprint, Fingerprints};
 use runs::Runs;
 use window::Window;
 
@@ -91,7 +95,7 @@ impl SealedMemory {
         let entries = survivors(&memory, &cipher)?;
         let mut free = Runs::default();
         let mut from = BLOCK;
-        let ends = entries.iter().map(Entry::range);
+        let ends = entries.iter().map(|(entry, _)| entry.range());
         for taken in ends.chain(iter::once(SharedMemory::SIZE..SharedMemory::SIZE)) {
             if from < taken.start {
                 memory.give_back(from..taken.start)?;
@@ -105,9 +109,14 @@ impl SealedMemory {
             free: Mutex::new(free),
             page: SharedMemory::page(),
         });
-        let sealed = |entry: Entry| {
+        let sealed = |(entry, fingerprint): (Entry, Fingerprint)| {
             let memory = Arc::clone(&memory);
-            (entry.kind, Sealed { memory, entry })
+            let sealed = Sealed {
+                memory,
+                entry,
+                fingerprint,
+            };
+            (entry.kind, sealed)
         };
         let survivors = entries.into_iter().map(sealed).collect();
         Ok((memory, survivors))
@@ -121,7 +130,7 @@ impl SealedMemory {
         let room = Entry::room(bytes.len()).ok_or(Full)?;
         let cipher = Cipher::new(&self.key).ok_or(Full)?;
         let place = self.free().take(room).ok_or(Full)?;
-        let sealed = Sealed {
+        let mut sealed = Sealed {
             memory: Arc::clone(self),
             entry: Entry {
                 kind,
@@ -129,9 +138,19 @@ impl SealedMemory {
                 place,
                 length: bytes.len(),
             },
+            fingerprint: Fingerprint::default(),
         };
         let written = sealed.entry.seal(&self.memory, &cipher, bytes);
-        written.map(|()| sealed).ok_or(Full)
+        sealed.fingerprint = written.ok_or(Full)?;
+        Ok(sealed)
+    }
+
+    /// Wipes all of it behind the back of those whose values are in it.
+    #[cfg(test)]
+    pub(crate) fn damage(&self) {
+        for range in self.memory.held().unwrap() {
+            self.wipe(range);
+        }
     }
 
     /// Wipes an entry, and gives the pages back that nothing is left on.
@@ -183,21 +202,23 @@ fn begin(memory: &SharedMemory, key: &SecretMemory) -> io::Result<Cipher> {
 }
 
 /// The entries that are whole and were sealed with this key, by their places.
-fn survivors(memory: &SharedMemory, cipher: &Cipher) -> io::Result<Vec<Entry>> {
+fn survivors(memory: &SharedMemory, cipher: &Cipher) -> io::Result<Vec<(Entry, Fingerprint)>> {
+    let none = || io::Error::other("there is no memory");
+    let fingerprints = Fingerprints::new(cipher).ok_or_else(none)?;
     let mut buffer = Zeroizing::new(vec![0; CHUNK + TAG]);
-    let mut is_whole = |entry: &Entry| {
-        let mut chunks = entry.chunks();
-        chunks.all(|index| entry.open(memory, cipher, index, &mut buffer).is_ok())
+    let mut whole = |entry: Entry| {
+        let fingerprint = entry.verify(memory, cipher, &fingerprints, &mut buffer)?;
+        Some((entry, fingerprint))
     };
     let mut entries = Vec::new();
     let mut place = BLOCK;
     for Range { start, end } in memory.held()? {
         place = place.max(start);
         while place < end {
-            match Entry::find(memory, place).filter(&mut is_whole) {
-                Some(entry) => {
-                    place = entry.range().end;
-                    entries.push(entry);
+            match Entry::find(memory, place).and_then(&mut whole) {
+                Some(found) => {
+                    place = found.0.range().end;
+                    entries.push(found);
                 }
                 None => place += BLOCK,
             }
@@ -210,6 +231,7 @@ fn survivors(memory: &SharedMemory, cipher: &Cipher) -> io::Result<Vec<Entry>> {
 pub struct Sealed {
     memory: Arc<SealedMemory>,
     entry: Entry,
+    fingerprint: Fingerprint,
 }
 
 impl Sealed {
@@ -271,22 +293,12 @@ impl Sealed {
     /// How much is shown at once, in bytes.
     pub const MAX_SHOWN: usize = Window::MAX_SHOWN;
 
-    /// Whether the same bytes are in both. What does not open is like nothing. How long it takes says which chunk is the
-    /// first that differs, and not where.
+    /// Whether the same bytes were sealed in both, in the same memory. Neither is opened.
     #[must_use]
     pub fn same(&self, other: &Self) -> bool {
-        if Arc::ptr_eq(&self.memory, &other.memory) && self.number() == other.number() {
-            return true;
-        }
-        let mut buffers = [(); 2].map(|()| Zeroizing::new(vec![0; CHUNK.min(self.len()) + TAG]));
-        let [ours, theirs] = &mut buffers;
-        let mut same = |index: usize| {
-            let length = self.entry.chunk(index).len();
-            self.open_chunks(index..index + 1, ours).ok()?;
-            other.open_chunks(index..index + 1, theirs).ok()?;
-            verify_slices_are_equal(ours.get(..length)?, theirs.get(..length)?).ok()
-        };
-        self.len() == other.len() && self.entry.chunks().all(|index| same(index).is_some())
+        Arc::ptr_eq(&self.memory, &other.memory)
+            && self.len() == other.len()
+            && self.fingerprint == other.fingerprint
     }
 
     /// Opens these chunks into `bytes`, one after the other. It must be longer by [`TAG`].

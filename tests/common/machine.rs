@@ -23,6 +23,8 @@ pub(crate) enum Need {
     Vault,
     /// The server and the client of PostgreSQL.
     Postgres,
+    /// Python's client for Vault: there already, or its venv and pip to fetch it with.
+    Hvac,
 }
 
 /// Where systemd is.
@@ -87,6 +89,7 @@ impl Need {
             Self::Cgroups => named_hierarchy().is_some(),
             Self::Vault => program("setpriv").is_some() && vault_program().is_some(),
             Self::Postgres => program("setpriv").is_some() && postgres_programs().is_some(),
+            Self::Hvac => hvac_python().is_some(),
         }
     }
 }
@@ -140,6 +143,37 @@ fn build(words: &[&str]) -> PathBuf {
         .unwrap();
     assert!(output.status.success(), "{script}: {}", output.status);
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
+
+/// The client that Python programs use, and its version.
+const HVAC: &str = "hvac==2.4.0";
+
+/// A Python that has [`HVAC`], in an environment of its own. The first time on a machine it is fetched, into the cache that
+/// `tests/servers/build` has, too.
+pub(crate) fn hvac_python() -> Option<PathBuf> {
+    static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PYTHON.get_or_init(fetch_hvac).clone()
+}
+
+fn fetch_hvac() -> Option<PathBuf> {
+    let (vault, hvac) = (build(&["--where"]), HVAC.replace("==", "-"));
+    let folder = vault.parent()?.parent()?.join(hvac);
+    let python = folder.join("bin/python");
+    let succeeds = |program: &Path, words: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(words).stdin(Stdio::null());
+        // What it says is no part of what the test says.
+        let output = command.output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    let imports = || succeeds(&python, &["-I", "-c", "import hvac"]);
+    if !imports() {
+        let (host, folder) = (program(super::probe::PYTHON)?, folder.to_str()?);
+        let pip = ["-I", "-m", "pip", "install", "--quiet", HVAC];
+        let made = succeeds(&host, &["-m", "venv", folder]) && succeeds(&python, &pip);
+        (made && imports()).then_some(())?;
+    }
+    Some(python)
 }
 
 /// The folder of the newest PostgreSQL's programs, as Debian lays them.

@@ -190,6 +190,67 @@ fn what_is_revoked_or_deleted_leaves_the_file_at_once() {
 }
 
 #[test]
+fn what_is_revoked_is_not_taken_from_an_older_file() {
+    needs!(Need::Vault);
+    let vault = Vault::start();
+    let mut daemon = start(&vault, "1h");
+    let mut reader = daemon.probe(&Who::uid(4001));
+    for name in ["password", "listed"] {
+        reader.cat(&daemon.path(&format!("app/{name}"))).unwrap();
+    }
+    assert!(
+        eventually(DEADLINE, || kept(&daemon) == 2),
+        "{}",
+        status(&daemon)
+    );
+    let older = fs::read(file(&vault)).unwrap();
+    daemon
+        .secretfs(&["revoke", "app/password"], b"")
+        .expect_ok();
+    drop(reader);
+    daemon.stop();
+    vault.kill();
+    fs::write(file(&vault), older).unwrap();
+
+    daemon.start_keeper();
+    assert!(
+        eventually(DEADLINE, || kept(&daemon) == 1),
+        "{}",
+        status(&daemon)
+    );
+    daemon
+        .secretfs(&["unrevoke", "app/password"], b"")
+        .expect_ok();
+    let mut reader = daemon.probe(&Who::uid(4001));
+    let mut cat = |name: &str| reader.cat(&daemon.path(&format!("app/{name}")));
+    assert_eq!(cat("password"), Err(Errno::EIO));
+    assert_eq!(cat("listed"), Ok(b"of listed".to_vec()));
+}
+
+#[test]
+fn another_identity_opens_the_file_as_soon_as_the_store() {
+    needs!(Need::Vault);
+    let vault = Vault::start();
+    let mut daemon = start(&vault, "1h");
+    let mut reader = daemon.probe(&Who::uid(4001));
+    reader.cat(&daemon.path("app/password")).unwrap();
+    assert!(
+        eventually(DEADLINE, || kept(&daemon) == 1),
+        "{}",
+        status(&daemon)
+    );
+    daemon.secretfs(&["rekey"], b"").expect_ok();
+    drop(reader);
+    daemon.stop();
+    vault.kill();
+
+    daemon.start_keeper();
+    let mut reader = daemon.probe(&Who::uid(4001));
+    let read = reader.cat(&daemon.path("app/password"));
+    assert_eq!(read, Ok(CANARY.as_bytes().to_vec()));
+}
+
+#[test]
 fn what_is_too_old_or_not_ours_is_not_shown() {
     needs!(Need::Vault);
     let vault = Vault::start();

@@ -5,10 +5,43 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use proptest::prelude::*;
 
+use super::settings::{ClientCertificate, Method};
 use super::*;
 use crate::secret::SecretBytes;
 
 const CANARY: &str = "canary-5b1c";
+
+#[test]
+fn who_shows_another_certificate_is_another_to_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let whereabouts = |name: &str| {
+        let [certificate, key] =
+            ["pem", "key"].map(|kind| folder.path().join(format!("{name}.{kind}")));
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        std::fs::write(&certificate, made.cert.pem()).unwrap();
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        let settings = Settings {
+            address: Some("https://v.example:8200".to_owned()),
+            ca: Some(certificate.clone()),
+            client: Some(ClientCertificate { certificate, key }),
+            namespace: None,
+            poll: Settings::POLL,
+            auth: Method::Certificate {
+                mount: "cert".to_owned(),
+                role: None,
+            },
+        };
+        let vault = Vault::new(
+            "vault".parse().unwrap(),
+            &settings,
+            &|_| None,
+            Clock::manual(),
+        );
+        vault.unwrap().whereabouts().to_owned()
+    };
+    assert_eq!(whereabouts("a"), whereabouts("a"));
+    assert_ne!(whereabouts("a"), whereabouts("b"));
+}
 
 /// JSON of any shape, with the members that answers have and the canary in many places.
 fn json() -> impl Strategy<Value = serde_json::Value> {

@@ -125,6 +125,7 @@ mod tests {
             fetched: now,
             shown_by: vec![path.parse().unwrap()],
             lease: None,
+            old: false,
         };
         let memory = SealedMemory::new().unwrap();
         (left, Arc::new(memory.seal(Kind::Value, value).unwrap()))

@@ -54,3 +54,28 @@ async fn rule_7_where_the_memory_is_full_what_was_used_longest_ago_makes_room() 
     drop(open);
     get(3).await.unwrap();
 }
+
+#[tokio::test]
+async fn what_is_dropped_is_wiped_when_nobody_waits_for_the_lock() {
+    let bench = Bench::new();
+    let served = bench.x().await.unwrap();
+    let value = Arc::downgrade(&served.generation.value);
+    drop(served);
+    let mut state = bench.cache.state();
+    state.drop_value(&path());
+    assert_eq!((state.values.len(), state.bytes()), (0, 0));
+    assert!(value.strong_count() > 0);
+    drop(state);
+    assert_eq!(value.strong_count(), 0);
+}
+
+#[tokio::test]
+async fn what_a_refresh_brings_that_is_there_already_takes_no_room() {
+    let bench = Bench::new();
+    let first = bench.x().await.unwrap();
+    let again = bench.refresh().wait().await.unwrap();
+    let values = [first, again].map(|served| Arc::clone(&served.generation.value));
+    assert!(Arc::ptr_eq(&values[0], &values[1]));
+    let state = bench.cache.state();
+    assert!(state.records.dropped.is_empty());
+}

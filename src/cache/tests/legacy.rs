@@ -29,6 +29,11 @@ impl Bench {
     /// The cache of a server that comes after this one.
     fn successor(self, gap: Gap) -> Self {
         let legacy = written(self.cache.legacy(gap));
+        self.with(legacy, gap)
+    }
+
+    /// A cache that inherits that.
+    fn with(self, legacy: Legacy, gap: Gap) -> Self {
         let backends = self.cache.backends().clone();
         let cache = Cache::new(
             backends,
@@ -113,16 +118,8 @@ async fn rule_17_what_another_server_gave_is_none_of_ours() {
     let mut legacy = bench.cache.legacy(Gap::Moment);
     let server = legacy.servers.get_mut("a").unwrap();
     server.push_str("elsewhere");
-    let backends = bench.cache.backends().clone();
-    let cache = Cache::new(
-        backends,
-        bench.cache.times(),
-        2,
-        Arc::clone(&bench.cache.memory),
-        bench.clock.clone(),
-    );
-    cache.inherit(legacy, Gap::Moment);
-    assert!(cache.legacy(Gap::Moment).records.is_empty());
+    let bench = bench.with(legacy, Gap::Moment);
+    assert!(bench.cache.legacy(Gap::Moment).records.is_empty());
 }
 
 #[tokio::test]
@@ -175,6 +172,65 @@ async fn rule_17_a_revocation_leaves_the_others_theirs() {
 }
 
 #[tokio::test]
+async fn rule_17_what_is_higher_up_by_now_is_asked_for() {
+    let bench = Bench::new();
+    let both = ["a:s/new", "a:s/x"];
+    assert_eq!(text(&bench.get(&both).await), "one");
+    bench.a.put("s/new", "two");
+    let bench = bench.successor(Gap::Moment);
+    assert_eq!(text(&bench.get(&both).await), "two", "its TTL is not over");
+
+    let bench = Bench::new();
+    bench.get(&both).await.unwrap();
+    let bench = bench.successor(Gap::Moment);
+    bench.a.weather(Weather::Down);
+    assert!(bench.get(&both).await.unwrap().stale, "it stands in");
+}
+
+/// Two secrets that show one record were shown it before the server died.
+async fn two_of_one_record(bench: Bench) -> (Bench, SecretPath) {
+    let other: SecretPath = "s/other".parse().unwrap();
+    bench.x().await.unwrap();
+    let shown = bench.cache.get(&other, &binding(&["a:s/x"]));
+    shown.wait().await.unwrap();
+    bench.clock.advance(TTL);
+    (bench.successor(Gap::Moment), other)
+}
+
+#[tokio::test]
+async fn rule_17_a_no_to_one_secret_is_one_to_all_that_inherited_the_record() {
+    for refresh in [false, true] {
+        let (bench, other) = two_of_one_record(Bench::new()).await;
+        bench.a.remove("s/x");
+        let before = *bench.cache.revision().borrow();
+        if refresh {
+            let asked = bench.cache.refresh(&path(), &binding(&["a:s/x"]));
+            assert!(asked.wait().await.is_err());
+        } else {
+            assert!(bench.x().await.is_err());
+        }
+        assert!(bench.cache.revision().borrow().gone > before.gone);
+        let left = bench.cache.legacy(Gap::Unknown).records;
+        assert!(left.is_empty(), "{left:?}");
+        let bench = bench.successor(Gap::Unknown);
+        bench.a.weather(Weather::Down);
+        let shown = bench.cache.get(&other, &binding(&["a:s/x"]));
+        assert!(shown.wait().await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn rule_17_what_one_of_two_loses_the_other_keeps() {
+    let (bench, other) = two_of_one_record(Bench::new()).await;
+    bench.x().await.unwrap();
+    bench.cache.forget(|secret| *secret == path());
+    bench.a.weather(Weather::Down);
+    bench.clock.advance(TTL);
+    let shown = bench.cache.get(&other, &binding(&["a:s/x"]));
+    assert_eq!(text(&shown.wait().await), "one");
+}
+
+#[tokio::test]
 async fn rule_17_leases_go_on_and_those_to_be_revoked_still_are() {
     let bench = Bench::new();
     bench.a.lease("db/creds", HOUR.as_secs(), true);
@@ -203,6 +259,33 @@ async fn rule_17_leases_go_on_and_those_to_be_revoked_still_are() {
 }
 
 #[tokio::test]
+async fn rule_17_to_set_the_clock_makes_nothing_older_or_younger() {
+    let years = 100_000 * HOUR;
+    for by in [
+        jiff::SignedDuration::try_from(years).unwrap(),
+        -jiff::SignedDuration::try_from(years).unwrap(),
+    ] {
+        let bench = Bench::new();
+        bench.a.lease("db/creds", HOUR.as_secs(), true);
+        let user = binding(&["a:db/creds#user"]);
+        let leased: SecretPath = "s/leased".parse().unwrap();
+        bench.cache.get(&leased, &user).wait().await.unwrap();
+        bench.x().await.unwrap();
+        let reads = bench.a.reads();
+        let legacy = written(bench.cache.legacy(Gap::Moment));
+        bench.clock.advance(TTL / 2);
+        bench.clock.set(bench.clock.timestamp() + by);
+        let bench = bench.with(legacy, Gap::Moment);
+        assert_eq!(bench.cache.figures().leases, 1);
+        bench.x().await.unwrap();
+        assert_eq!(bench.a.reads(), reads, "its TTL is not over");
+        bench.clock.advance(TTL - TTL / 2);
+        bench.x().await.unwrap();
+        assert_eq!(bench.a.reads(), reads + 1, "it is");
+    }
+}
+
+#[tokio::test]
 async fn rule_17_lists_stand_in_too() {
     let bench = Bench::new();
     let names = |bench: &Bench| bench.cache.names(&name("a"), "s");
@@ -221,6 +304,15 @@ async fn rule_18_after_a_gap_of_unknown_length_it_is_asked_first() {
     bench.x().await.unwrap();
     bench.a.put("s/x", "two");
     let bench = bench.successor(Gap::Unknown);
+    assert_eq!(text(&bench.x().await), "two", "though its TTL is not over");
+}
+
+#[tokio::test]
+async fn rule_18_it_is_asked_first_by_the_server_after_the_next_too() {
+    let bench = Bench::new();
+    bench.x().await.unwrap();
+    bench.a.put("s/x", "two");
+    let bench = bench.successor(Gap::Unknown).successor(Gap::Moment);
     assert_eq!(text(&bench.x().await), "two", "though its TTL is not over");
 }
 
@@ -244,20 +336,8 @@ async fn rule_18_a_clock_that_was_set_back_makes_nothing_younger_than_now() {
     for (left, _) in &mut legacy.records {
         left.fetched = bench.clock.timestamp() + 1000 * HOUR;
     }
-    let backends = bench.cache.backends().clone();
-    let cache = Cache::new(
-        backends,
-        bench.cache.times(),
-        2,
-        Arc::clone(&bench.cache.memory),
-        bench.clock.clone(),
-    );
-    cache.inherit(legacy, Gap::Unknown);
+    let bench = bench.with(legacy, Gap::Unknown);
     bench.a.weather(Weather::Down);
-    let bench = Bench {
-        cache: Arc::new(cache),
-        ..bench
-    };
     bench.clock.advance(STALE - SECOND);
     assert!(bench.x().await.unwrap().stale);
     bench.clock.advance(SECOND);

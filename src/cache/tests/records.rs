@@ -355,3 +355,29 @@ async fn rule_13_no_refusal_is_remembered_nor_what_would_be_announced() {
     bench.clock.advance(SECOND);
     assert_eq!(text(&bench.get(&["a:s/none"]).await), "now");
 }
+
+#[tokio::test]
+async fn what_does_not_open_any_more_is_fetched_anew() {
+    let bench = Bench::with_record();
+    let user = bench.user().await;
+    bench.cache.memory.damage();
+    // The record is damaged as well, which is seen where another field of it is cut.
+    let error = bench.ask("pass", PASS).wait().await.unwrap_err();
+    assert!(matches!(error, BackendError::Unusable(_)), "{error}");
+    assert_eq!(bench.cache.figures().values, 0);
+    assert_eq!(text(&bench.ask("pass", PASS).wait().await), "p-one");
+    let again = bench.user().await;
+    assert_eq!((text(&again).as_str(), bench.a.reads()), ("u-one", 2));
+    // The same bytes have the same number.
+    assert_eq!(number(&again), number(&user));
+
+    bench.cache.memory.damage();
+    let broken = again.unwrap().generation;
+    bench.cache.broke(&at("user"), &broken);
+    let again = bench.user().await;
+    assert_eq!((text(&again).as_str(), bench.a.reads()), ("u-one", 3));
+    // Whoever still has the damaged one does no harm, however often it is tried.
+    bench.cache.broke(&at("user"), &broken);
+    assert_eq!(text(&bench.user().await), "u-one");
+    assert_eq!(bench.a.reads(), 3);
+}

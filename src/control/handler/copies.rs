@@ -74,6 +74,10 @@ impl Job<'_> {
         let rekeyed = store.rekey(&identity, &others, &mut |done, total| {
             self.progress(done, total);
         });
+        // Nobody waits for the network to have the old identity out of use; `doctor` says what is wrong with the file.
+        if let Some(daemon) = &self.parts.daemon {
+            let _ = daemon.renew_offline();
+        }
         ended(mandate, name, store, rekeyed)
     }
 }

@@ -216,6 +216,14 @@ impl Job<'_> {
             }
         });
         checks.push(self.chain());
+        let daemon = self.parts.daemon.as_ref();
+        if let Some(offline) = daemon.and_then(|daemon| daemon.offline()) {
+            let check = "offline".to_owned();
+            checks.push(match offline.trouble {
+                Some(trouble) => wrong(check, trouble),
+                None => good(check, offline.path),
+            });
+        }
         for unknown in self.parts.daemon.iter().flat_map(|daemon| daemon.unknown()) {
             checks.push(wrong("accounts".to_owned(), unknown));
         }

@@ -86,15 +86,20 @@ impl Job<'_> {
             until,
         });
         let kept = daemon.keep_revocations();
+        let kept =
+            kept.map_err(|error| format!("it will not survive a restart of the daemon: {error}"));
+        let cleared = daemon.renew_offline();
+        let cleared =
+            cleared.map_err(|error| format!("the disk may still have a value of it: {error}"));
         let _ = self.runtime.block_on(enforced);
-        match kept {
+        match kept.and(cleared) {
             Ok(()) => {
                 end(Outcome::Allowed)?;
                 answer(&revocation)
             }
             Err(error) => {
                 let failure = Failure::failed(format!(
-                    "{target}: revoked, but it will not survive a restart of the daemon: {error}: mend that, and revoke again"
+                    "{target}: revoked, but {error}: mend that, and revoke again"
                 ));
                 end(Outcome::Error)?;
                 Err(failure)

@@ -44,10 +44,11 @@ impl Lookup for Nobody {
 mod revoked;
 mod status;
 
-/// What it was told, and why it cannot write to its state folder.
+/// What it was told, why it cannot write to its state folder, and why not to the file for a start without a network.
 #[derive(Debug, Default)]
 struct FakeDaemon(
     std::sync::Mutex<Vec<&'static str>>,
+    std::sync::Mutex<Option<String>>,
     std::sync::Mutex<Option<String>>,
 );
 
@@ -63,6 +64,10 @@ impl Daemon for FakeDaemon {
     fn keep_revocations(&self) -> Result<(), String> {
         self.0.lock().unwrap().push("keep");
         self.1.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+
+    fn renew_offline(&self) -> Result<(), String> {
+        self.2.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 
     fn stop(&self) {
@@ -83,7 +88,13 @@ impl Daemon for FakeDaemon {
     }
 
     fn offline(&self) -> Option<OfflineStatus> {
-        None
+        let trouble = self.2.lock().unwrap().clone();
+        trouble.map(|trouble| OfflineStatus {
+            path: "/offline.age".to_owned(),
+            secrets: 0,
+            written: None,
+            trouble: Some(trouble),
+        })
     }
 
     fn broker(&self) -> Option<BrokerReport> {

@@ -148,9 +148,9 @@ impl Job<'_> {
                     .settle_now(outcome, Some(generation.version.clone()))
                     .map_err(|error| Failure::failed(format!("not given: {error}")))?;
                 let value = value.map_err(|broken| {
-                    let fresh = format!("{}/.fresh/{}", path.service, path.name);
-                    let mend = "to have it fetched again, read";
-                    Failure::failed(format!("{path}: {broken}: {mend} {fresh}"))
+                    self.parts.cache.broke(path, &generation);
+                    let mend = "try again: it is fetched anew";
+                    Failure::failed(format!("{path}: {broken}: {mend}"))
                 })?;
                 let mut answer = answer(&Touched {
                     path: path.clone(),

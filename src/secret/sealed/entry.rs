@@ -5,6 +5,7 @@ use std::ops::Range;
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use zeroize::Zeroizing;
 
+use super::fingerprint::{Fingerprint, Fingerprints};
 use super::{Broken, Kind};
 use crate::sys::{SecretMemory, SharedMemory};
 
@@ -45,7 +46,14 @@ impl Entry {
     }
 
     /// Seals `bytes`, which are as long as the entry, at its place. It counts as there with the last word that is written.
-    pub(super) fn seal(&self, memory: &SharedMemory, cipher: &Cipher, bytes: &[u8]) -> Option<()> {
+    pub(super) fn seal(
+        &self,
+        memory: &SharedMemory,
+        cipher: &Cipher,
+        bytes: &[u8],
+    ) -> Option<Fingerprint> {
+        let fingerprints = Fingerprints::new(cipher)?;
+        let mut fingerprint = Fingerprint::default();
         let header = self.header();
         let (magic, rest) = header.split_at_checked(MAGIC.len())?;
         memory.write(self.place + MAGIC.len(), rest)?;
@@ -54,6 +62,7 @@ impl Entry {
         for index in self.chunks() {
             buffer.clear();
             buffer.extend_from_slice(bytes.get(self.chunk(index))?);
+            fingerprints.add(&mut fingerprint, index, &buffer)?;
             let nonce = self.nonce(index)?;
             let sealed = cipher
                 .0
@@ -61,7 +70,25 @@ impl Entry {
             sealed.ok()?;
             memory.write(self.at(index), &buffer)?;
         }
-        memory.write(self.place, magic)
+        memory.write(self.place, magic)?;
+        Some(fingerprint)
+    }
+
+    /// What stands for its bytes, if all of it opens. The buffer is for a chunk and its tag.
+    pub(super) fn verify(
+        &self,
+        memory: &SharedMemory,
+        cipher: &Cipher,
+        fingerprints: &Fingerprints,
+        buffer: &mut [u8],
+    ) -> Option<Fingerprint> {
+        let mut fingerprint = Fingerprint::default();
+        for index in self.chunks() {
+            self.open(memory, cipher, index, buffer).ok()?;
+            let chunk = buffer.get(..self.chunk(index).len())?;
+            fingerprints.add(&mut fingerprint, index, chunk)?;
+        }
+        Some(fingerprint)
     }
 
     /// Opens a chunk into the first bytes of `buffer`, and gives these. It must be longer by [`TAG`].
@@ -139,13 +166,18 @@ impl Entry {
     }
 
     fn nonce(&self, index: usize) -> Option<Nonce> {
-        let index = u32::try_from(index).ok()?;
-        let mut nonce = [0; NONCE_LEN];
-        let (number, rest) = nonce.split_first_chunk_mut()?;
-        *number = self.number.to_ne_bytes();
-        rest.copy_from_slice(&index.to_ne_bytes());
-        Some(Nonce::assume_unique_for_key(nonce))
+        nonce(self.number, index).map(Nonce::assume_unique_for_key)
     }
+}
+
+/// That of a chunk of the entry with this number.
+pub(super) fn nonce(number: u64, index: usize) -> Option<[u8; NONCE_LEN]> {
+    let index = u32::try_from(index).ok()?;
+    let mut nonce = [0; NONCE_LEN];
+    let (first, rest) = nonce.split_first_chunk_mut()?;
+    *first = number.to_ne_bytes();
+    rest.copy_from_slice(&index.to_ne_bytes());
+    Some(nonce)
 }
 
 fn chunks(length: usize) -> usize {
@@ -162,5 +194,16 @@ impl Cipher {
         key.read_into(bytes.as_mut_slice())?;
         let key = UnboundKey::new(&CHACHA20_POLY1305, bytes.as_slice()).ok()?;
         Some(Self(LessSafeKey::new(key)))
+    }
+
+    /// Another key, which this one gives again and again and which says nothing of it: what becomes of zeros under the number
+    /// that no entry comes to.
+    pub(super) fn another(&self) -> Option<Zeroizing<[u8; 32]>> {
+        let mut key = Zeroizing::new([0; 32]);
+        let nonce = Nonce::assume_unique_for_key(nonce(u64::MAX, 0)?);
+        let sealed = self
+            .0
+            .seal_in_place_separate_tag(nonce, Aad::empty(), key.as_mut_slice());
+        sealed.ok().map(|_| key)
     }
 }

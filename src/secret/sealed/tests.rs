@@ -156,21 +156,51 @@ fn what_was_shown_is_wiped_from_the_buffer() {
 #[test]
 fn the_same_bytes_are_the_same_and_no_others() {
     let memory = SealedMemory::new().unwrap();
-    let elsewhere = SealedMemory::new().unwrap();
     let bytes = pattern(2 * CHUNK + 5);
     let sealed = memory.seal(Kind::Value, &bytes).unwrap();
     assert!(sealed.same(&sealed));
-    for memory in [&memory, &elsewhere] {
-        assert!(sealed.same(&memory.seal(Kind::Note, &bytes).unwrap()));
-        for at in [0, CHUNK, 2 * CHUNK + 4] {
-            let mut other = bytes.clone();
-            other[at] ^= 1;
-            assert!(!sealed.same(&memory.seal(Kind::Value, &other).unwrap()));
-        }
-        assert!(!sealed.same(&memory.seal(Kind::Value, &bytes[1..]).unwrap()));
+    assert!(sealed.same(&memory.seal(Kind::Note, &bytes).unwrap()));
+    for at in [0, CHUNK, 2 * CHUNK + 4] {
+        let mut other = bytes.clone();
+        other[at] ^= 1;
+        assert!(!sealed.same(&memory.seal(Kind::Value, &other).unwrap()));
     }
+    assert!(!sealed.same(&memory.seal(Kind::Value, &bytes[1..]).unwrap()));
+    let mut turned = bytes.clone();
+    let (first, rest) = turned.split_at_mut(CHUNK);
+    first.swap_with_slice(&mut rest[..CHUNK]);
+    assert!(!sealed.same(&memory.seal(Kind::Value, &turned).unwrap()));
     let [one, two] = [(); 2].map(|()| memory.seal(Kind::Value, b"").unwrap());
     assert!(one.same(&two));
+
+    // The next server sees it, too.
+    let (next, left) = succeed(super::tests::left(&memory), key_of(&memory));
+    let [(_, left), _, _] = &left[..] else {
+        panic!("{left:?}");
+    };
+    assert!(left.same(&next.seal(Kind::Value, &bytes).unwrap()));
+    assert!(!left.same(&next.seal(Kind::Value, &turned).unwrap()));
+}
+
+#[test]
+fn who_has_no_key_cannot_tell_whether_a_guess_is_right() {
+    let [ours, theirs] = [(); 2].map(|()| SealedMemory::new().unwrap());
+    let fingerprint = |memory: &Arc<SealedMemory>| {
+        let sealed = memory.seal(Kind::Value, CANARY).unwrap();
+        sealed.fingerprint
+    };
+    assert_eq!(fingerprint(&ours), fingerprint(&ours));
+    assert_ne!(fingerprint(&ours), fingerprint(&theirs));
+}
+
+#[test]
+fn to_compare_values_none_is_opened() {
+    let memory = SealedMemory::new().unwrap();
+    let sealed = memory.seal(Kind::Value, CANARY).unwrap();
+    let other = memory.seal(Kind::Value, CANARY).unwrap();
+    memory.memory.wipe(other.entry.range()).unwrap();
+    assert_eq!(other.open().unwrap_err(), Broken);
+    assert!(sealed.same(&other));
 }
 
 #[test]
@@ -449,8 +479,9 @@ proptest! {
     }
 }
 
-/// How often `needle`, which is written the other way round so that it is not found itself, is in this process's memory.
-fn in_this_process(needle: &[u8; 32]) -> usize {
+/// How often these, which are written the other way round so that they are not found themselves, are in this process's
+/// memory.
+fn in_this_process(needles: &[[u8; 32]]) -> usize {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let mem = File::open("/proc/self/mem").unwrap();
     let mut buffer = Zeroizing::new(vec![0; 1 << 20]);
@@ -467,11 +498,9 @@ fn in_this_process(needle: &[u8; 32]) -> usize {
             let length = buffer.len().min(end - at);
             // Other threads map and unmap.
             if mem.read_exact_at(&mut buffer[..length], wide(at)).is_ok() {
-                let turned = |part: &[u8]| part.iter().rev().eq(needle);
-                found += buffer[..length]
-                    .windows(32)
-                    .filter(|part| turned(part))
-                    .count();
+                let turned =
+                    |part: &&[u8]| needles.iter().any(|needle| part.iter().rev().eq(needle));
+                found += buffer[..length].windows(32).filter(turned).count();
             }
             zeroize::Zeroize::zeroize(buffer.as_mut_slice());
         }
@@ -479,11 +508,14 @@ fn in_this_process(needle: &[u8; 32]) -> usize {
     found
 }
 
-fn turned_key(memory: &SealedMemory) -> [u8; 32] {
-    let mut key = [0; 32];
-    memory.key.read_into(&mut key).unwrap();
-    key.reverse();
-    key
+/// The key, and that to the fingerprints.
+fn turned_keys(memory: &SealedMemory) -> [[u8; 32]; 2] {
+    let mut keys = [[0; 32]; 2];
+    memory.key.read_into(&mut keys[0]).unwrap();
+    let another = Cipher::new(&memory.key).unwrap().another().unwrap();
+    keys[1].copy_from_slice(&*another);
+    keys.iter_mut().for_each(|key| key.reverse());
+    keys
 }
 
 #[test]
@@ -498,10 +530,10 @@ fn the_key_is_nowhere_but_in_its_memory() {
     );
     assert_eq!(other.open().unwrap().expose(), CANARY);
     assert!(!sealed.same(&other));
-    let turned = turned_key(&memory);
+    let turned = turned_keys(&memory);
     assert_eq!(in_this_process(&turned), 0);
     // That a copy would be found is seen with one.
-    let copy: Zeroizing<Vec<u8>> = Zeroizing::new(turned.iter().rev().copied().collect());
+    let copy: Zeroizing<Vec<u8>> = Zeroizing::new(turned[1].iter().rev().copied().collect());
     assert!(in_this_process(&turned) > 0);
     drop(copy);
 }

@@ -23,7 +23,7 @@ struct Session<'a> {
 struct Held<'a> {
     #[serde(borrow)]
     text: Cow<'a, str>,
-    /// Until when it is good, unless it does not end.
+    /// Until when it is good, unless it does not end; by the clock that runs with the machine.
     ends: Option<Timestamp>,
     /// When it is to be renewed or replaced.
     due: Option<Timestamp>,
@@ -47,7 +47,7 @@ impl Auth {
         if number == known {
             return None;
         }
-        let at = self.clock.moment();
+        let at = self.clock.running();
         // One that was given to us is read where it was read before.
         let ours = token.as_ref().filter(|token| token.ours);
         let held = ours.and_then(|token| {
@@ -83,7 +83,7 @@ impl Auth {
             let secret_id = SecretBytes::new(secret_id.as_bytes().to_vec());
             turn.unwrapped.get_or_insert((print, secret_id));
         }
-        let at = self.clock.moment();
+        let at = self.clock.running();
         let token = token.and_then(|held| {
             Some(Token {
                 header: header(held.text.as_bytes()).ok()?,
@@ -140,6 +140,7 @@ mod tests {
         assert!(before.session(number).is_none(), "it is known");
 
         clock.advance(Duration::from_secs(30));
+        clock.set(Timestamp::UNIX_EPOCH);
         let after = auth(&clock);
         after.resume(&session);
         let token = after.good().unwrap();

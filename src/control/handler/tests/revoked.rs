@@ -214,6 +214,27 @@ async fn what_cannot_be_written_down_stays_as_it_is_now_and_the_command_says_so(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_may_still_be_on_the_disk_is_told_of_and_keeps_nobody_from_giving_back() {
+    let world = World::with_two_versions().await;
+    *world.daemon.2.lock().unwrap() = Some("/offline.age: no space left".to_owned());
+    let failure = world.revoke(MANAGER, &secret(ONE)).await.unwrap_err();
+    assert_eq!(failure.kind, Kind::Failed);
+    assert!(
+        failure.message.contains("may still have a value") && failure.message.contains("no space"),
+        "{failure}"
+    );
+    assert_eq!(world.get(READER, ONE).await.unwrap_err().kind, Kind::Denied);
+    let doctor = world.call(ROOT, Request::Doctor {}, Body::Empty).await;
+    let doctor = doctor.unwrap().json;
+    let mut checks = doctor.as_array().unwrap().iter();
+    let offline = checks.find(|check| check["check"] == "offline").unwrap();
+    assert_eq!(offline["state"], "wrong");
+    // Its revocation stands in the state folder, and so must its end.
+    world.unrevoke(MANAGER, &secret(ONE)).await.unwrap();
+    world.get(READER, ONE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_that_was_never_there_is_absent_and_one_that_was_is_not() {
     let sections = "[defaults]\nsource = \"local\"\nallow = [{ uid = 1 }]\n";
     let world = world_with(Authority::Policy, sections);
