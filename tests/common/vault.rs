@@ -1,11 +1,13 @@
 //! A real HashiCorp Vault in a folder of its own, or one for all tests of a program.
 //!
 //! It speaks TLS on loopback, keeps its secrets in files, so that they outlive it, writes an audit log, and has the event
-//! stream on. `secret/` is KV version 2 and `kv1/` version 1. See [`Need::Vault`](super::machine::Need) for the program.
+//! stream on, if there is one ([`release::has_events`]). `secret/` is KV version 2 and `kv1/` version 1. See
+//! [`Need::Vault`](super::machine::Need) for the program.
 
 pub(crate) mod api;
 mod audit;
 mod database;
+pub(crate) mod release;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -21,6 +23,7 @@ use super::folder::Folder;
 use super::kept::{Kept, free_address};
 use super::machine::vault_program;
 use super::{DEADLINE, eventually};
+use release::Release;
 
 #[derive(Debug)]
 pub(crate) struct Vault {
@@ -164,19 +167,17 @@ impl Vault {
 
     fn configure(&self) {
         let (folder, socket, address) = (self.folder.path().display(), self.socket, self.address());
+        let (own, listener) = Release::asked_for().config(self.folder.path());
         let config = format!(
             r#"
 disable_mlock = true
-disable_clustering = true
-experiments = ["events.alpha1"]
 api_addr = "{address}"
-storage "file" {{
-  path = "{folder}/storage"
-}}
+{own}
 listener "tcp" {{
   address = "{socket}"
   tls_cert_file = "{folder}/server.pem"
   tls_key_file = "{folder}/server.key"
+  {listener}
 }}
 "#
         );

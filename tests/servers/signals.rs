@@ -9,6 +9,7 @@ use crate::common::daemon::Daemon;
 use crate::common::eventually;
 use crate::common::machine::{Need, needs};
 use crate::common::probe::{Probe, Who};
+use crate::common::vault::release::has_events;
 use crate::common::vault::{Vault, section};
 
 const LONG: Duration = Duration::from_secs(10);
@@ -37,6 +38,9 @@ fn shows(reader: &mut Probe, daemon: &Daemon, path: &str, value: &str) -> bool {
 #[test]
 fn the_server_s_events_are_seen_at_once() {
     needs!(Need::Vault);
+    if !has_events() {
+        return;
+    }
     let vault = Vault::shared();
     vault.put("signals/a", json!({ "x": "one" }));
     let services =

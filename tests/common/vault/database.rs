@@ -42,7 +42,10 @@ impl Vault {
     /// A database engine whose leases last so long: `("10s", "1m")`. The first of a Vault's is at `database/`.
     #[track_caller]
     pub(crate) fn database(&self, ttl: &str, max_ttl: &str) -> Database<'_> {
-        let cluster = self.cluster.get_or_init(Cluster::start);
+        let cluster = self.cluster.get_or_init(|| {
+            self.provide_postgresql();
+            Cluster::start()
+        });
         let mount = match self.databases.fetch_add(1, Ordering::Relaxed) {
             0 => "database".to_owned(),
             others => format!("database-{}", others + 1),
