@@ -85,7 +85,8 @@ const FULL: Scale = Scale {
         rounds: 9,
         turns: 3000,
         many: 10_000,
-        cold: 200,
+        // In all rounds together fewer than a uid has fetched in a minute.
+        cold: 100,
         readers: 1000,
         writes: 100,
         poll: Duration::from_secs(30),
