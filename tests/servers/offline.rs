@@ -65,6 +65,12 @@ fn kept(daemon: &Daemon) -> u64 {
     status(daemon)["offline"]["secrets"].as_u64().unwrap()
 }
 
+#[track_caller]
+fn until_kept(daemon: &Daemon, secrets: u64) {
+    let written = eventually(DEADLINE, || kept(daemon) == secrets);
+    assert!(written, "{}", status(daemon));
+}
+
 #[test]
 fn a_start_without_a_network_shows_what_was_last_known_and_says_so() {
     needs!(Need::Vault);
@@ -81,11 +87,7 @@ fn a_start_without_a_network_shows_what_was_last_known_and_says_so() {
     }
     let fresh = reader.getxattr(&daemon.path("app/password"), "user.secretfs.stale_since");
     assert_eq!(fresh, Err(Errno::ENODATA));
-    assert!(
-        eventually(DEADLINE, || kept(&daemon) == 2),
-        "{}",
-        status(&daemon)
-    );
+    until_kept(&daemon, 2);
     let bytes = fs::read(file(&vault)).unwrap();
     assert!(bytes.starts_with(b"age-encryption.org/v1\n"));
     assert!(
@@ -153,11 +155,7 @@ fn what_is_revoked_or_deleted_leaves_the_file_at_once() {
     for name in ["password", "gone", "listed"] {
         reader.cat(&daemon.path(&format!("app/{name}"))).unwrap();
     }
-    assert!(
-        eventually(DEADLINE, || kept(&daemon) == 3),
-        "{}",
-        status(&daemon)
-    );
+    until_kept(&daemon, 3);
     // When the command is done, the file is.
     daemon
         .secretfs(&["revoke", "app/password"], b"")
@@ -169,11 +167,7 @@ fn what_is_revoked_or_deleted_leaves_the_file_at_once() {
     vault.delete("offline/gone");
     let gone = || reader.cat(&daemon.path("app/gone")) == Err(Errno::ENOENT);
     assert!(eventually(DEADLINE, gone));
-    assert!(
-        eventually(DEADLINE, || kept(&daemon) == 1),
-        "{}",
-        status(&daemon)
-    );
+    until_kept(&daemon, 1);
     drop(reader);
     daemon.stop();
     vault.kill();
@@ -198,11 +192,7 @@ fn what_is_revoked_is_not_taken_from_an_older_file() {
     for name in ["password", "listed"] {
         reader.cat(&daemon.path(&format!("app/{name}"))).unwrap();
     }
-    assert!(
-        eventually(DEADLINE, || kept(&daemon) == 2),
-        "{}",
-        status(&daemon)
-    );
+    until_kept(&daemon, 2);
     let older = fs::read(file(&vault)).unwrap();
     daemon
         .secretfs(&["revoke", "app/password"], b"")
@@ -213,11 +203,7 @@ fn what_is_revoked_is_not_taken_from_an_older_file() {
     fs::write(file(&vault), older).unwrap();
 
     daemon.start_keeper();
-    assert!(
-        eventually(DEADLINE, || kept(&daemon) == 1),
-        "{}",
-        status(&daemon)
-    );
+    until_kept(&daemon, 1);
     daemon
         .secretfs(&["unrevoke", "app/password"], b"")
         .expect_ok();
@@ -234,11 +220,7 @@ fn another_identity_opens_the_file_as_soon_as_the_store() {
     let mut daemon = start(&vault, "1h");
     let mut reader = daemon.probe(&Who::uid(4001));
     reader.cat(&daemon.path("app/password")).unwrap();
-    assert!(
-        eventually(DEADLINE, || kept(&daemon) == 1),
-        "{}",
-        status(&daemon)
-    );
+    until_kept(&daemon, 1);
     daemon.secretfs(&["rekey"], b"").expect_ok();
     drop(reader);
     daemon.stop();
@@ -257,11 +239,7 @@ fn what_is_too_old_or_not_ours_is_not_shown() {
     let mut daemon = start(&vault, "4s");
     let mut reader = daemon.probe(&Who::uid(4001));
     reader.cat(&daemon.path("app/password")).unwrap();
-    assert!(
-        eventually(DEADLINE, || kept(&daemon) == 1),
-        "{}",
-        status(&daemon)
-    );
+    until_kept(&daemon, 1);
     drop(reader);
     daemon.stop();
     vault.kill();

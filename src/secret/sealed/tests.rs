@@ -125,27 +125,21 @@ fn every_size_comes_back_whole_and_in_parts() {
     }
 }
 
+/// Whether the buffer of this thread has nothing in it.
+fn is_blank() -> bool {
+    let mut window = Window::open(Window::SIZE).unwrap();
+    window.bytes().iter().all(|byte| *byte == 0)
+}
+
 #[test]
 fn what_was_shown_is_wiped_from_the_buffer() {
     let memory = SealedMemory::new().unwrap();
     let sealed = memory.seal(Kind::Value, CANARY).unwrap();
     assert_eq!(sealed.show(0, 100, <[u8]>::to_vec).unwrap(), CANARY);
-    assert!(
-        Window::open(Window::SIZE)
-            .unwrap()
-            .bytes()
-            .iter()
-            .all(|byte| *byte == 0)
-    );
+    assert!(is_blank());
     let panicked = std::panic::catch_unwind(|| sealed.show(0, 100, |_| panic!("on purpose")));
     assert!(panicked.is_err());
-    assert!(
-        Window::open(Window::SIZE)
-            .unwrap()
-            .bytes()
-            .iter()
-            .all(|byte| *byte == 0)
-    );
+    assert!(is_blank());
     // Who shows one while another is shown has a buffer of his own.
     let both = sealed.show(0, 100, |outer| {
         sealed.show(1, 100, |inner| outer[1..] == *inner).unwrap()
