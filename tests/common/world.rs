@@ -16,7 +16,7 @@ use std::time::Duration;
 use secretfs::access::{Access, Authority};
 use secretfs::audit::Audit;
 use secretfs::backend::{Backend, Reference};
-use secretfs::cache::{Cache, Times};
+use secretfs::cache::{Cache, Fetch, Times};
 use secretfs::caller::Caller;
 use secretfs::clock::Clock;
 use secretfs::config::accounts::Listed;
@@ -281,6 +281,16 @@ impl World {
         let text = self.read(uid, opened);
         self.tree.release(opened.fh);
         text
+    }
+
+    /// Gets a value as a command does.
+    pub async fn get(&self, uid: u32, path: &str) -> Fetch {
+        let path = path.parse().unwrap();
+        let permit = self.access.open(caller(uid), &path, "get").unwrap();
+        let binding = self.tree.catalogue().binding(&path);
+        let fetched = self.tree.fetch(&permit, binding).unwrap().wait().await;
+        permit.waive();
+        fetched
     }
 
     pub async fn ls(&self, uid: u32, path: &str) -> Result<Vec<String>, FsError> {

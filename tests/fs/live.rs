@@ -146,21 +146,10 @@ async fn who_finds_a_newer_value_wakes_the_others_whatever_way_it_came() {
         assert_eq!(poll(&world, handle.fh, 7), CURRENT);
         world.a.put("app/plain", "second");
         world.later(61);
-        let path: secretfs::secret::SecretPath = "app/plain".parse().unwrap();
         match way {
             "open" => drop(world.open(1, world.ino("app/plain").await).await.unwrap()),
             "bind" => drop(world.open(1, old).await.unwrap()),
-            _ => {
-                let permit = world.access.open(caller(1), &path, "get").unwrap();
-                let binding = world.tree.catalogue().binding(&path);
-                world
-                    .tree
-                    .fetch(&permit, binding)
-                    .unwrap()
-                    .wait()
-                    .await
-                    .unwrap();
-            }
+            _ => drop(world.get(1, "app/plain").await.unwrap()),
         }
         assert_eq!(world.kernel.woken(), [Waiter(7)], "{way}");
         assert!(moved(&world), "{way}");

@@ -88,17 +88,7 @@ async fn nor_before_the_one_that_a_reader_has_found_out() {
     world.kernel.hold();
     world.a.put("app/plain", "found");
     world.later(61);
-    let path = "app/plain".parse().unwrap();
-    let permit = world.access.open(caller(1), &path, "get").unwrap();
-    let binding = world.tree.catalogue().binding(permit.path());
-    let found = world
-        .tree
-        .fetch(&permit, binding)
-        .unwrap()
-        .wait()
-        .await
-        .unwrap();
-    permit.waive();
+    let found = world.get(1, "app/plain").await.unwrap();
     assert_eq!(found.generation.value.open().unwrap().expose(), b"found");
     // Once for this name, and once for the other that comes from the same place, which nobody has asked for yet.
     let change = changed(&world).await;
