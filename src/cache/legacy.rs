@@ -169,12 +169,16 @@ impl Cache {
         let at = gap.moment(&self.clock);
         let state = self.state();
         let (shown, leases) = (state.shown_records(), state.leases.all());
-        let lists = state.left_lists();
+        // Who announces changes is here, and is asked anew.
+        let elsewhere = |name: &Name| {
+            let backend = self.backends.get(name);
+            backend.is_some_and(|backend| !backend.announces_changes())
+        };
+        let lists = state.left_lists(elsewhere);
         drop(state);
         let mut of_records = HashSet::new();
         let mut left = |ShownRecord { record, shown_by }: ShownRecord| {
-            // Who announces changes is here, and is asked anew.
-            let content = record.content.as_ref().ok().filter(|_| !record.forever)?;
+            let content = record.content.as_ref().ok()?;
             let lease = record.lease.as_ref();
             of_records.extend(lease.map(Arc::as_ptr));
             if lease.is_some() && gap == Gap::Unknown {
@@ -201,16 +205,11 @@ impl Cache {
             gap == Gap::Moment && (*ending || !of_records.contains(&Arc::as_ptr(lease)))
         });
         let leases = leases.map(|(lease, ending)| lease.left(at, ending));
-        let here = |list: &LeftList| {
-            let mut backends = self.backends.iter();
-            let backend = backends.find(|(name, _)| name.as_str() == list.backend);
-            backend.is_some_and(|(_, backend)| !backend.announces_changes())
-        };
         Legacy {
             servers: self.servers(),
             records,
             leases: leases.collect(),
-            lists: lists.into_iter().filter(here).collect(),
+            lists,
         }
     }
 
@@ -388,8 +387,10 @@ impl State {
         });
     }
 
-    fn left_lists(&self) -> Vec<LeftList> {
-        let left = self.lists.iter().map(|(folder, listing)| LeftList {
+    fn left_lists(&self, of: impl Fn(&Name) -> bool) -> Vec<LeftList> {
+        let left = self.lists.iter();
+        let left = left.filter(|(folder, _)| of(&folder.backend));
+        let left = left.map(|(folder, listing)| LeftList {
             backend: folder.backend.to_string(),
             folder: folder.folder.clone(),
             names: listing.names.to_vec(),
@@ -413,10 +414,13 @@ impl State {
         }
     }
 
-    /// The records that secrets show, or showed before, and those secrets, each with whether it is ever shown stale.
+    /// The records that secrets show, or showed before, and those secrets, each with whether it is ever shown stale. Not those
+    /// whose changes are announced, which may be many: readers wait for the lock.
     fn shown_records(&self) -> Vec<ShownRecord> {
         let mut shown: HashMap<Arc<Reference>, ShownRecord> = HashMap::new();
-        let kept = self.values.iter().map(|(path, kept)| {
+        let kept = self.values.iter();
+        let kept = kept.filter(|(_, kept)| !kept.record.forever);
+        let kept = kept.map(|(path, kept)| {
             let lasting = !kept.binding.stale.is_zero();
             (path, &kept.record, lasting)
         });

@@ -271,16 +271,22 @@ impl State {
         self.own_bytes += kept.own_bytes();
         self.records.used(&kept.record, path);
         let key = Arc::clone(&kept.record.key);
-        if let Some(record) = self.inherited.take(path)
-            && record.key != key
-        {
-            self.records.unused(&record, path);
+        // What announces its changes is not left to the next cache.
+        let mut leaves = !kept.record.forever;
+        if let Some(record) = self.inherited.take(path) {
+            leaves = true;
+            if record.key != key {
+                self.records.unused(&record, path);
+            }
         }
         if let Some(old) = self.values.put(path.clone(), kept) {
+            leaves |= !old.record.forever;
             let left = old.record.key != key;
             self.dropped(path, old, left);
         }
-        self.changed();
+        if leaves {
+            self.changed();
+        }
         while self.bytes() > BUDGET && self.values.len() > 1 {
             self.make_room();
         }
@@ -289,7 +295,8 @@ impl State {
     /// Drops what a secret is shown, or would be of what was inherited.
     pub(super) fn drop_value(&mut self, path: &SecretPath) {
         let (kept, inherited) = (self.values.pop(path), self.inherited.take(path));
-        if kept.is_some() || inherited.is_some() {
+        let left = kept.as_ref().is_some_and(|kept| !kept.record.forever);
+        if left || inherited.is_some() {
             self.gone();
         }
         if let Some(old) = kept {
