@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use reqwest::{Certificate, Client, Identity, redirect};
 use tokio::sync::OnceCell;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::http::{append, file, reason, variable};
 use super::settings::{ClientCertificate, Settings};
@@ -162,13 +162,11 @@ fn identity(client: &ClientCertificate) -> Result<Identity, String> {
     let mut pem = Zeroizing::new(file(&client.certificate)?.expose().to_vec());
     pem.push(b'\n');
     append(&mut pem, file(&client.key)?.expose());
-    let identity = Identity::from_pem(&pem).map_err(|_| {
+    Identity::from_pem(&pem).map_err(|_| {
         format!(
             "{} and {}: no certificate with its key in PEM form",
             client.certificate.display(),
             client.key.display()
         )
-    });
-    pem.zeroize();
-    identity
+    })
 }
