@@ -371,7 +371,9 @@ fn read_through(vault: &Vault, address: &str, troubles: &[Trouble<'_>]) {
                 "{name}"
             );
         }
-        assert_eq!(cat(&mut reader, &daemon, "strict"), Err(*errno), "{name}");
+        // After five failures, of which a poll may bring several at once, the server is left alone: that is EIO.
+        let strict = cat(&mut reader, &daemon, "strict").expect_err(name);
+        assert!([*errno, Errno::EIO].contains(&strict), "{name}: {strict}");
         back();
         current = (number + 1).to_string();
         for warm in ["warm", "strict"] {
