@@ -109,6 +109,8 @@ struct Served {
 struct World<'a> {
     vault: Vault,
     client: Client,
+    /// Makes a connection for each request.
+    stranger: Client,
     runtime: Runtime,
     clock: &'a Clock,
 }
@@ -119,17 +121,21 @@ impl<'a> World<'a> {
         eprintln!("writing {many} records to Vault");
         let vault = Vault::start();
         let ca = fs::read(vault.ca()).expect("a certificate");
-        let client = Client::builder()
-            .tls_certs_only([Certificate::from_pem(&ca).expect("a certificate")])
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .http1_only()
-            .build();
+        let client = |kept| {
+            let client = Client::builder()
+                .tls_certs_only([Certificate::from_pem(&ca).expect("a certificate")])
+                .no_proxy()
+                .redirect(redirect::Policy::none())
+                .http1_only()
+                .pool_max_idle_per_host(kept);
+            client.build().expect("a client")
+        };
         // As the daemon's own, so that what is compared is not how a task is waited for.
         let runtime = secretfs::run::runtime().expect("a runtime");
         let world = Self {
             vault,
-            client: client.expect("a client"),
+            client: client(usize::MAX),
+            stranger: client(0),
             runtime,
             clock,
         };
@@ -160,8 +166,17 @@ impl<'a> World<'a> {
 
     /// One request for a record, and nothing else: what a client without us waits for.
     fn read(&self, folder: &str, name: &str) -> usize {
+        self.read_with(&self.client, folder, name)
+    }
+
+    /// The same on a connection of its own: what a program waits for that needs one secret when it starts.
+    fn read_as_stranger(&self, folder: &str, name: &str) -> usize {
+        self.read_with(&self.stranger, folder, name)
+    }
+
+    fn read_with(&self, client: &Client, folder: &str, name: &str) -> usize {
         let url = format!("{}/v1/secret/data/{folder}/{name}", self.vault.address());
-        self.ask(self.client.get(url))
+        self.ask(client.get(url))
     }
 
     /// The length of the answer, which must be one.
