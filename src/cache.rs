@@ -246,10 +246,13 @@ impl Cache {
                 stale: false,
             }));
         }
-        // Whom nobody would ask need not be waited for.
+        // Whom nobody would ask need not be waited for, nor who is down and being asked already.
         let now = self.clock.now();
-        let alone = |backend: &Name| self.health.is_alone(backend, now);
-        if let Some(generation) = self.stands_in(path, binding, alone) {
+        let asked = self.state().flights.join(path, binding).is_some();
+        let gone = |backend: &Name| {
+            self.health.is_alone(backend, now) || (asked && self.health.is_down(backend))
+        };
+        if let Some(generation) = self.stands_in(path, binding, gone) {
             return Answer::Ready(Ok(Served {
                 generation,
                 stale: true,

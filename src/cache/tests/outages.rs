@@ -55,6 +55,13 @@ async fn rule_14_in_an_outage_nobody_waits_who_may_have_an_old_value() {
         assert_eq!(began.elapsed(), Duration::ZERO, "{round}");
         // All of them are one question at most.
         assert!(bench.a.reads() <= reads + 1, "{round}");
+        // Who comes while it is under way, or while the server is left alone, is answered on the spot.
+        assert!(bench.x().await.unwrap().stale);
+        let answer = bench.cache.get(&path(), &binding(&["a:s/x"]));
+        assert!(
+            matches!(answer, Answer::Ready(Ok(served)) if served.stale),
+            "{round}"
+        );
         reads = bench.a.reads();
         tokio::time::sleep(TIMEOUT + SECOND).await;
         bench.clock.advance(SECOND);
