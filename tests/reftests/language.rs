@@ -16,8 +16,9 @@ pub const STALE_EITHER: u64 = 3600;
 /// The callers: root, and three users of whom the last is named by its group.
 pub const UIDS: [u32; 4] = [0, 1, 2, 3];
 
-/// Every path that is tried, some more often, so that much happens to them. `app/either` and `app/alias` are bound; the others come from folders.
-pub const PATHS: [&str; 12] = [
+/// Every path that is tried, some more often, so that much happens to them. `app/either`, `app/alias`, `app/user` and `app/pass` are
+/// bound; the others come from folders.
+pub const PATHS: [&str; 17] = [
     "app/k1",
     "app/k1",
     "app/k1",
@@ -26,6 +27,11 @@ pub const PATHS: [&str; 12] = [
     "web/k1",
     "app/alias",
     "app/k2",
+    "app/user",
+    "app/user",
+    "app/pass",
+    "app/pass",
+    "app/pair",
     "app/none",
     "web/second",
     "free/k1",
@@ -35,8 +41,12 @@ pub const PATHS: [&str; 12] = [
 /// Every directory that is tried; "" is the top.
 pub const FOLDERS: [&str; 5] = ["", "app", "web", "free", "none"];
 
+/// Where a record is, whose fields `app/user` and `app/pass` show.
+pub const PAIR: &str = "a:app/pair";
+
 /// Every place that values are put to. Backend `b` announces its changes.
-pub const PLACES: [&str; 6] = [
+pub const PLACES: [&str; 7] = [
+    PAIR,
     "a:app/k1",
     "a:app/k2",
     "a:x/first",
@@ -71,6 +81,8 @@ allow = {app}
 k2 = {{ allow = {narrow} }}
 either = {{ from = ["a:x/first", "b:web/second"], stale = "{STALE_EITHER}s" }}
 alias = {{ from = "a:app/k1", stale = "0s" }}
+user = {{ from = "{PAIR}#user" }}
+pass = {{ from = "{PAIR}#pass" }}
 [services.web]
 source = "b:web"
 allow = {web}
@@ -202,8 +214,8 @@ pub fn ops() -> impl Strategy<Value = Vec<Op>> {
         4 => (uid(), 0..16_usize, 0..12_u64, 0..20_u32)
             .prop_map(|(uid, handle, offset, size)| Op::Read { uid, handle, offset, size }),
         1 => (0..16_usize).prop_map(|handle| Op::Close { handle }),
-        4 => (place(), "[a-z]{0,10}", any::<bool>())
-            .prop_map(|(place, value, announced)| Op::Put { place, value, announced }),
+        5 => (place(), "[a-z]{0,10}", any::<bool>())
+            .prop_map(|(place, text, announced)| Op::Put { place, value: content(place, &text), announced }),
         1 => (place(), any::<bool>()).prop_map(|(place, announced)| Op::Remove { place, announced }),
         1 => (place(), any::<bool>()).prop_map(|(place, announced)| Op::Rollback { place, announced }),
         2 => (prop::sample::select(vec!['a', 'b']), prop::sample::select(weathers.to_vec()))
@@ -214,10 +226,20 @@ pub fn ops() -> impl Strategy<Value = Vec<Op>> {
     ];
     let first = PLACES.map(|place| Op::Put {
         place,
-        value: place.to_owned(),
+        value: content(place, place),
         announced: false,
     });
     prop::collection::vec(op, 1..150).prop_map(move |ops| [first.to_vec(), ops].concat())
+}
+
+/// What is put to a place: text, or mostly a record, of which mostly no field is missing.
+fn content(place: &str, text: &str) -> String {
+    match text.chars().next() {
+        _ if place != PAIR => text.to_owned(),
+        Some('y' | 'z') => text.to_owned(),
+        Some('s'..='x') => format!(r#"{{"user":"{text}"}}"#),
+        _ => format!(r#"{{"user":"{text}","pass":"of {text}"}}"#),
+    }
 }
 
 /// What a program sees of an operation: an errno, or this.

@@ -1,5 +1,6 @@
 //! The rules of the cache: what is asked for, for whom, and what is shown meanwhile.
 
+use super::config::{field_of, stale_of};
 use super::*;
 
 impl Model {
@@ -144,6 +145,9 @@ impl Model {
             };
             at = at.min(record.at);
             let Record { value, version, .. } = record;
+            let Some(value) = cut(value, field_of(path))? else {
+                continue;
+            };
             let number = match self.generations.get(path) {
                 Some((from, same, number)) if *from == place && *same == version => *number,
                 _ => {
@@ -160,13 +164,10 @@ impl Model {
                 forever,
             };
             self.values.insert(path, cached);
-            for (other, record) in &mut self.records {
-                match *other == place {
-                    true => record.users.insert(path),
-                    false => record.users.remove(path),
-                };
+            self.leave(path, Some(place));
+            if let Some(record) = self.records.get_mut(place) {
+                record.users.insert(path);
             }
-            self.records.retain(|_, record| !record.users.is_empty());
             return Ok(generation);
         }
         Err(No::Absent)
@@ -232,11 +233,14 @@ impl Model {
             (Some(no), _) => {
                 if no == No::Refused {
                     self.absences.remove(place);
-                }
-                if let Some(gone) = self.records.get(place).filter(|_| no == No::Refused) {
                     // Who reads next finds out.
-                    for user in gone.users.clone() {
-                        self.forget(user);
+                    for user in self
+                        .records
+                        .remove(place)
+                        .into_iter()
+                        .flat_map(|gone| gone.users)
+                    {
+                        self.values.remove(user);
                     }
                 }
                 Err(no)
@@ -261,9 +265,22 @@ impl Model {
     /// Drops a value, and its record if no other was cut from it.
     pub(super) fn forget(&mut self, path: &'static str) {
         self.values.remove(path);
-        self.records.retain(|_, record| {
-            record.users.remove(path);
-            !record.users.is_empty()
+        self.leave(path, None);
+    }
+
+    /// A secret shows nothing of the records at other places. They go with their last user.
+    fn leave(&mut self, path: &'static str, place: Option<&'static str>) {
+        self.records.retain(|at, record| {
+            Some(*at) == place || !record.users.remove(path) || !record.users.is_empty()
         });
     }
+}
+
+/// What a secret shows of a record, if that has the field.
+fn cut(record: String, field: Option<&str>) -> Result<Option<String>, No> {
+    let Some(field) = field else {
+        return Ok(Some(record));
+    };
+    let fields: HashMap<String, String> = serde_json::from_str(&record).map_err(|_| No::Garbled)?;
+    Ok(fields.get(field).cloned())
 }
