@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use secretfs::backend::Reference;
+use secretfs::cache::legacy::Gap;
 use secretfs::fs::{Change, FsError, Ino, Opened};
 use tokio::runtime::Runtime;
 
@@ -14,6 +15,8 @@ use crate::world::World;
 pub struct Core {
     runtime: Runtime,
     world: World,
+    /// The config that is in force.
+    config: String,
     handles: Vec<Opened>,
     pins: Vec<Ino>,
     /// What each place held, to go back to.
@@ -32,6 +35,7 @@ impl Core {
         Self {
             runtime,
             world,
+            config: policy.config(),
             handles: Vec::new(),
             pins: Vec::new(),
             before: Default::default(),
@@ -51,6 +55,13 @@ impl Core {
             self.runtime
                 .block_on(async { self.world.tree.changed([&reference], change).await });
         }
+    }
+
+    fn restart(&mut self, gap: Gap, seconds: u64) {
+        self.handles.clear();
+        self.pins.clear();
+        let _inside = self.runtime.enter();
+        self.world.restart(&self.config, gap, seconds);
     }
 
     fn look_up(&self, uid: u32, path: &str) -> Result<Ino, FsError> {
@@ -173,11 +184,13 @@ impl Core {
             }
             Op::Weather { backend, weather } => self.backend(*backend).weather(*weather),
             Op::Reload(policy) => {
-                self.world.reload(&policy.config());
+                self.config = policy.config();
+                self.world.reload(&self.config);
                 self.runtime
                     .block_on(async { self.world.tree.enforce().await });
             }
             Op::Pass { seconds } => self.world.later(*seconds),
+            Op::Die { seconds } => self.restart(Gap::Moment, *seconds),
         }
         Ok(Seen::Done)
     }

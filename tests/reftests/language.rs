@@ -171,6 +171,10 @@ pub enum Op {
     Pass {
         seconds: u64,
     },
+    /// The server dies, and so soon another one is started.
+    Die {
+        seconds: u64,
+    },
 }
 
 pub fn policies() -> impl Strategy<Value = Policy> {
@@ -223,6 +227,7 @@ pub fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => policies().prop_map(Op::Reload),
         2 => prop::sample::select(vec![1, ABSENT - 1, ABSENT, TTL - 1, TTL, TTL, STALE, STALE_EITHER])
             .prop_map(|seconds| Op::Pass { seconds }),
+        1 => prop::sample::select(vec![0, 1, TTL - 1, TTL]).prop_map(|seconds| Op::Die { seconds }),
     ];
     let first = PLACES.map(|place| Op::Put {
         place,

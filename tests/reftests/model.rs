@@ -11,6 +11,7 @@ mod cache;
 mod changes;
 mod config;
 mod health;
+mod legacy;
 mod tree;
 
 use config::{SECRETS, is_bound, places_of, split};
@@ -69,7 +70,9 @@ struct Generation {
 }
 
 struct Cached {
+    /// Number 0 of one that was inherited and that nobody has asked for yet.
     generation: Generation,
+    place: &'static str,
     at: u64,
     forever: bool,
 }
@@ -348,6 +351,10 @@ impl Model {
                 self.enforce();
             }
             Op::Pass { seconds } => self.now += seconds,
+            Op::Die { seconds } => {
+                self.now += seconds;
+                self.restart();
+            }
         }
         Ok(Seen::Done)
     }

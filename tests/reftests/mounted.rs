@@ -163,7 +163,7 @@ impl Mounted {
                 fs::write(self.daemon.at("config.toml"), text).unwrap();
                 self.daemon.secretfs(&["reload"], b"").expect_ok();
             }
-            Op::Rollback { .. } | Op::Weather { .. } | Op::Pass { .. } => {}
+            Op::Rollback { .. } | Op::Weather { .. } | Op::Pass { .. } | Op::Die { .. } => {}
         }
         Ok(Seen::Done)
     }
@@ -180,7 +180,7 @@ impl System for Mounted {
     fn can(&self, op: &Op) -> bool {
         !matches!(
             op,
-            Op::Rollback { .. } | Op::Weather { .. } | Op::Pass { .. }
+            Op::Rollback { .. } | Op::Weather { .. } | Op::Pass { .. } | Op::Die { .. }
         )
     }
 

@@ -43,6 +43,7 @@ impl Model {
     }
 
     pub(super) fn fetch(&mut self, path: &'static str) -> Result<Given, No> {
+        self.claim(path);
         if let Some(cached) = self.values.get(path)
             && (cached.forever || self.now - cached.at < TTL)
         {
@@ -113,7 +114,7 @@ impl Model {
 
     /// Who has to be asked until the value is found that is held.
     fn backends_asked(&self, path: &'static str) -> Vec<char> {
-        let (held, ..) = self.generations[path];
+        let held = self.values[path].place;
         let places = places_of(path);
         let last = places.iter().position(|place| *place == held).unwrap();
         let asked = places[..=last].iter();
@@ -148,18 +149,11 @@ impl Model {
             let Some(value) = cut(value, field_of(path))? else {
                 continue;
             };
-            let number = match self.generations.get(path) {
-                Some((from, same, number)) if *from == place && *same == version => *number,
-                _ => {
-                    self.numbers += 1;
-                    self.generations
-                        .insert(path, (place, version, self.numbers));
-                    self.numbers
-                }
-            };
+            let number = self.number(path, place, version);
             let generation = Generation { number, value };
             let cached = Cached {
                 generation: generation.clone(),
+                place,
                 at,
                 forever,
             };
@@ -171,6 +165,24 @@ impl Model {
             return Ok(generation);
         }
         Err(No::Absent)
+    }
+
+    /// Our number for a version of a secret: the one that it was last shown under, or another one.
+    pub(super) fn number(
+        &mut self,
+        path: &'static str,
+        place: &'static str,
+        version: u64,
+    ) -> usize {
+        match self.generations.get(path) {
+            Some((from, same, number)) if *from == place && *same == version => *number,
+            _ => {
+                self.numbers += 1;
+                self.generations
+                    .insert(path, (place, version, self.numbers));
+                self.numbers
+            }
+        }
     }
 
     /// What is at a place: read now, if it was not read lately.
