@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 
 use crate::callers::caller;
 use crate::faulty::Faulty;
-use crate::language::{Answer, Op, Policy, Seen, System};
+use crate::language::{Answer, Asked, LEASE, LEASED, Op, Policy, Seen, System};
 use crate::world::World;
 
 pub struct Core {
@@ -32,6 +32,8 @@ impl Core {
             let _inside = runtime.enter();
             World::new(&[], &[], &policy.config())
         };
+        let (_, leased) = LEASED.split_once(':').unwrap();
+        world.a.lease(leased, LEASE, true);
         Self {
             runtime,
             world,
@@ -190,6 +192,17 @@ impl Core {
                     .block_on(async { self.world.tree.enforce().await });
             }
             Op::Pass { seconds } => self.world.later(*seconds),
+            Op::Tend => {
+                self.runtime.block_on(self.world.cache.tend_once());
+            }
+            Op::Limit { left } => {
+                let last = format!("l{}", self.world.a.made());
+                self.world.a.limit(&last, *left);
+            }
+            Op::TakeAway { path } => {
+                let gone = path.parse().unwrap();
+                self.world.cache.forget(|path| *path == gone);
+            }
             Op::Die { seconds } => self.restart(Gap::Moment, *seconds),
         }
         Ok(Seen::Done)
@@ -219,8 +232,16 @@ impl System for Core {
         seen
     }
 
-    fn asked(&self) -> Option<(usize, usize)> {
-        Some(self.world.asked())
+    fn asked(&self) -> Option<Asked> {
+        let (reads, lists) = self.world.asked();
+        let mut revoked = self.world.a.revoked();
+        revoked.sort();
+        Some(Asked {
+            reads,
+            lists,
+            renewals: self.world.a.renewals(),
+            revoked,
+        })
     }
 
     fn log(&mut self) -> Option<Vec<String>> {

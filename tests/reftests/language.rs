@@ -13,12 +13,16 @@ pub const STALE: u64 = 600;
 pub const ABSENT: u64 = 5;
 pub const STALE_EITHER: u64 = 3600;
 
+/// How long a lease lasts, and the least time between two attempts to renew it.
+pub const LEASE: u64 = 3600;
+pub const PAUSE: u64 = 5;
+
 /// The callers: root, and three users of whom the last is named by its group.
 pub const UIDS: [u32; 4] = [0, 1, 2, 3];
 
-/// Every path that is tried, some more often, so that much happens to them. `app/either`, `app/alias`, `app/user` and `app/pass` are
-/// bound; the others come from folders.
-pub const PATHS: [&str; 17] = [
+/// Every path that is tried, some more often, so that much happens to them. `app/either`, `app/alias`, `app/user`, `app/pass`, `app/login`
+/// and `app/token` are bound; the others come from folders.
+pub const PATHS: [&str; 20] = [
     "app/k1",
     "app/k1",
     "app/k1",
@@ -32,6 +36,9 @@ pub const PATHS: [&str; 17] = [
     "app/pass",
     "app/pass",
     "app/pair",
+    "app/login",
+    "app/login",
+    "app/token",
     "app/none",
     "web/second",
     "free/k1",
@@ -43,6 +50,9 @@ pub const FOLDERS: [&str; 5] = ["", "app", "web", "free", "none"];
 
 /// Where a record is, whose fields `app/user` and `app/pass` show.
 pub const PAIR: &str = "a:app/pair";
+
+/// Where each read makes another record, under a lease. `app/login` and `app/token` show fields of it.
+pub const LEASED: &str = "a:db/creds";
 
 /// Every place that values are put to. Backend `b` announces its changes.
 pub const PLACES: [&str; 7] = [
@@ -83,6 +93,8 @@ either = {{ from = ["a:x/first", "b:web/second"], stale = "{STALE_EITHER}s" }}
 alias = {{ from = "a:app/k1", stale = "0s" }}
 user = {{ from = "{PAIR}#user" }}
 pass = {{ from = "{PAIR}#pass" }}
+login = {{ from = "{LEASED}#user" }}
+token = {{ from = "{LEASED}#pass" }}
 [services.web]
 source = "b:web"
 allow = {web}
@@ -171,6 +183,16 @@ pub enum Op {
     Pass {
         seconds: u64,
     },
+    /// Leases are renewed, replaced and revoked that are due for it.
+    Tend,
+    /// From now on the lease that was made last is renewed for no longer than so many seconds, or not at all.
+    Limit {
+        left: Option<u64>,
+    },
+    /// What was fetched for a secret is taken away, as a revocation does.
+    TakeAway {
+        path: &'static str,
+    },
     /// The server dies, and so soon another one is started.
     Die {
         seconds: u64,
@@ -227,6 +249,11 @@ pub fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => policies().prop_map(Op::Reload),
         2 => prop::sample::select(vec![1, ABSENT - 1, ABSENT, TTL - 1, TTL, TTL, STALE, STALE_EITHER])
             .prop_map(|seconds| Op::Pass { seconds }),
+        4 => prop::sample::select(vec![LEASE * 2 / 3, LEASE * 85 / 100 - LEASE * 2 / 3, LEASE - LEASE * 85 / 100, 1])
+            .prop_map(|seconds| Op::Pass { seconds }),
+        4 => Just(Op::Tend),
+        1 => prop::sample::select(vec![None, Some(STALE), Some(LEASE)]).prop_map(|left| Op::Limit { left }),
+        1 => path().prop_map(|path| Op::TakeAway { path }),
         1 => prop::sample::select(vec![0, 1, TTL - 1, TTL]).prop_map(|seconds| Op::Die { seconds }),
     ];
     let first = PLACES.map(|place| Op::Put {
@@ -256,6 +283,16 @@ pub enum Seen {
     Bytes(Vec<u8>),
 }
 
+/// How often backends were asked for a value, for names, and for more time of a lease; and which leases they were told to end,
+/// sorted.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub reads: usize,
+    pub lists: usize,
+    pub renewals: usize,
+    pub revoked: Vec<String>,
+}
+
 pub type Answer = Result<Seen, i32>;
 
 /// A file system that all this can be done to.
@@ -266,8 +303,8 @@ pub trait System {
     /// Does it.
     fn act(&mut self, op: &Op) -> Answer;
 
-    /// How often backends were asked for a value and for names, where that can be known.
-    fn asked(&self) -> Option<(usize, usize)>;
+    /// What backends were asked, where that can be known.
+    fn asked(&self) -> Option<Asked>;
 
     /// Whether what was seen is what was to be expected, as far as this system can tell.
     fn agrees(&self, _: &Op, seen: &Answer, expected: &Answer) -> bool {

@@ -4,18 +4,21 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::core::wrapped;
 use crate::language::{
-    ABSENT, Answer, Op, PAIR, Policy, STALE, STALE_EITHER, Seen, System, TTL, UIDS, Weather,
+    ABSENT, Answer, Asked, LEASE, LEASED, Op, PAIR, PAUSE, Policy, STALE, STALE_EITHER, Seen,
+    System, TTL, UIDS, Weather,
 };
 
 mod cache;
 mod changes;
 mod config;
 mod health;
+mod leases;
 mod legacy;
 mod tree;
 
 use config::{SECRETS, is_bound, places_of, split};
 use health::{AtOnce, Health};
+use leases::Lease;
 
 pub struct Model {
     /// Both backends are one store, which announces its changes.
@@ -30,6 +33,8 @@ pub struct Model {
     records: HashMap<&'static str, Record>,
     /// When nothing was found at a place.
     absences: HashMap<&'static str, u64>,
+    /// What was made at [`LEASED`], by its number.
+    leases: BTreeMap<u64, Lease>,
     health: HashMap<char, Health>,
     /// The backends that were too late with a list just now.
     late_lists: Vec<char>,
@@ -41,6 +46,8 @@ pub struct Model {
     /// The last generation of each path that a backend gave: where it came from, and our number.
     generations: HashMap<&'static str, (&'static str, u64, usize)>,
     numbers: usize,
+    /// How often a value was cut from a record.
+    cuts: usize,
     nodes: Vec<Node>,
     /// For each secret that its inodes share: the newest generation that anybody was given, 0 before.
     newest: Vec<usize>,
@@ -53,6 +60,8 @@ pub struct Model {
     pins: Vec<usize>,
     reads: usize,
     listings: usize,
+    renewals: usize,
+    revoked: Vec<String>,
     log: Vec<String>,
 }
 
@@ -66,6 +75,8 @@ struct Place {
 #[derive(Clone)]
 struct Generation {
     number: usize,
+    /// Of those with the same number each has its own: who has one open has not the other.
+    cut: usize,
     value: String,
 }
 
@@ -73,6 +84,7 @@ struct Cached {
     /// Number 0 of one that was inherited and that nobody has asked for yet.
     generation: Generation,
     place: &'static str,
+    version: u64,
     at: u64,
     forever: bool,
 }
@@ -170,6 +182,7 @@ impl Model {
             values: HashMap::new(),
             records: HashMap::new(),
             absences: HashMap::new(),
+            leases: BTreeMap::new(),
             health: HashMap::new(),
             late_lists: Vec::new(),
             at_once: None,
@@ -177,6 +190,7 @@ impl Model {
             lists: HashMap::new(),
             generations: HashMap::new(),
             numbers: 0,
+            cuts: 0,
             nodes: Vec::new(),
             newest: Vec::new(),
             current: HashMap::new(),
@@ -186,6 +200,8 @@ impl Model {
             pins: Vec::new(),
             reads: 0,
             listings: 0,
+            renewals: 0,
+            revoked: Vec::new(),
             log: Vec::new(),
         }
     }
@@ -255,8 +271,15 @@ impl System for Model {
         seen
     }
 
-    fn asked(&self) -> Option<(usize, usize)> {
-        Some((self.reads, self.listings))
+    fn asked(&self) -> Option<Asked> {
+        let mut revoked = self.revoked.clone();
+        revoked.sort();
+        Some(Asked {
+            reads: self.reads,
+            lists: self.listings,
+            renewals: self.renewals,
+            revoked,
+        })
     }
 
     fn log(&mut self) -> Option<Vec<String>> {
@@ -351,6 +374,9 @@ impl Model {
                 self.enforce();
             }
             Op::Pass { seconds } => self.now += seconds,
+            Op::Tend => self.tend(),
+            Op::Limit { left } => self.limit(*left),
+            Op::TakeAway { path } => self.take_away(path),
             Op::Die { seconds } => {
                 self.now += seconds;
                 self.restart();

@@ -44,11 +44,9 @@ impl Model {
 
     pub(super) fn fetch(&mut self, path: &'static str) -> Result<Given, No> {
         self.claim(path);
-        if let Some(cached) = self.values.get(path)
-            && (cached.forever || self.now - cached.at < TTL)
-        {
+        if let Some(generation) = self.fresh(path) {
             return Ok(Given {
-                generation: cached.generation.clone(),
+                generation,
                 waited: false,
                 stale: false,
             });
@@ -106,10 +104,34 @@ impl Model {
         }
     }
 
+    /// What is shown without asking anybody. A lease is in use by this.
+    fn fresh(&mut self, path: &'static str) -> Option<Generation> {
+        let now = self.now;
+        let cached = self.values.get(path)?;
+        let young = cached.forever || now - cached.at < TTL;
+        let (generation, place, version) =
+            (cached.generation.clone(), cached.place, cached.version);
+        let young = match self.lease_of(place, version) {
+            Some(lease) => {
+                lease.asked = true;
+                lease.is_current(now)
+            }
+            None => young,
+        };
+        young.then_some(generation)
+    }
+
     /// What may stand in for a value that cannot be had.
-    fn old(&self, path: &'static str) -> Option<Generation> {
+    fn old(&mut self, path: &'static str) -> Option<Generation> {
+        let now = self.now;
         let old = self.values.get(path)?;
-        (self.now - old.at < TTL + stale_of(path)).then(|| old.generation.clone())
+        let (generation, place, version) = (old.generation.clone(), old.place, old.version);
+        let not_too_old = now - old.at < TTL + stale_of(path);
+        let may = match self.lease_of(place, version) {
+            Some(lease) => lease.is_alive(now),
+            None => not_too_old,
+        };
+        may.then_some(generation)
     }
 
     /// Who has to be asked until the value is found that is held.
@@ -126,13 +148,21 @@ impl Model {
 
     /// Whether it was found out lately, for whomever, what is at a place.
     fn is_known(&self, place: &str) -> bool {
-        let forever = self.backend_of(place) == 'b';
-        let record = self.records.get(place);
-        record.is_some_and(|record| forever || self.now - record.at < TTL)
+        self.young_record(place).is_some()
             || self
                 .absences
                 .get(place)
                 .is_some_and(|at| self.now - at < ABSENT)
+    }
+
+    fn young_record(&self, place: &str) -> Option<&Record> {
+        let record = self.records.get(place)?;
+        let lease = self.leases.get(&record.version);
+        let young = match lease.filter(|_| place == LEASED) {
+            Some(lease) => lease.is_current(self.now),
+            None => self.backend_of(place) == 'b' || self.now - record.at < TTL,
+        };
+        young.then_some(record)
     }
 
     fn ask(&mut self, path: &'static str) -> Result<Generation, No> {
@@ -140,7 +170,7 @@ impl Model {
         let mut at = self.now;
         for place in places_of(path) {
             forever &= self.backend_of(place) == 'b';
-            let Some(record) = self.record(place, path)? else {
+            let Some(record) = self.record(place, Some(path))? else {
                 at = at.min(*self.absences.get(place).unwrap_or(&at));
                 continue;
             };
@@ -150,10 +180,19 @@ impl Model {
                 continue;
             };
             let number = self.number(path, place, version);
-            let generation = Generation { number, value };
+            self.cuts += 1;
+            let generation = Generation {
+                number,
+                cut: self.cuts,
+                value,
+            };
+            if let Some(lease) = self.lease_of(place, version) {
+                lease.asked = true;
+            }
             let cached = Cached {
                 generation: generation.clone(),
                 place,
+                version,
                 at,
                 forever,
             };
@@ -185,13 +224,18 @@ impl Model {
         }
     }
 
-    /// What is at a place: read now, if it was not read lately.
-    fn record(&mut self, place: &'static str, path: &'static str) -> Result<Option<Record>, No> {
+    /// What is at a place, for a secret: read now, if it was not read lately.
+    pub(super) fn record(
+        &mut self,
+        place: &'static str,
+        path: Option<&'static str>,
+    ) -> Result<Option<Record>, No> {
         let backend = self.backend_of(place);
-        if let Some(record) = self.records.get(place)
-            && (backend == 'b' || self.now - record.at < TTL)
-        {
-            return Ok(Some(record.clone()));
+        if let Some(record) = self.young_record(place).cloned() {
+            if let Some(lease) = self.lease_of(place, record.version) {
+                lease.made_for.extend(path);
+            }
+            return Ok(Some(record));
         }
         if let Some(at) = self.absences.get(place)
             && self.now - at < ABSENT
@@ -212,10 +256,15 @@ impl Model {
         }
         self.hear(backend, storm);
         self.reads += 1;
-        let found = self.places.get(place).filter(|found| found.exists);
-        let found = found.map(|found| found.versions.last().unwrap().clone());
+        let found = match storm {
+            None => self.read_at(place),
+            Some(_) => None,
+        };
         let failed = match (storm, found) {
             (None, Some((value, version))) => {
+                if let Some(lease) = self.lease_of(place, version) {
+                    lease.made_for.extend(path);
+                }
                 let mut users = BTreeSet::new();
                 match self.records.remove(place) {
                     Some(same) if same.version == version => users = same.users,
@@ -264,11 +313,20 @@ impl Model {
         failed.map(|()| None)
     }
 
+    /// What a backend has at a place.
+    fn read_at(&mut self, place: &str) -> Option<(String, u64)> {
+        if place == LEASED && !self.one_store {
+            return Some(self.make());
+        }
+        let found = self.places.get(place).filter(|found| found.exists)?;
+        found.versions.last().cloned()
+    }
+
     /// There is another record now, and who asked for it knows.
-    fn overtake(&mut self, record: Record, by: &'static str) {
+    fn overtake(&mut self, record: Record, by: Option<&'static str>) {
         for user in record.users {
             self.values.remove(user);
-            if user != by {
+            if Some(user) != by {
                 self.overtaken.insert(user);
             }
         }

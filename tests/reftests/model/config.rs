@@ -7,6 +7,7 @@ pub(super) fn places_of(path: &'static str) -> Vec<&'static str> {
         "app/k1" | "app/alias" => vec!["a:app/k1"],
         "app/k2" => vec!["a:app/k2"],
         "app/pair" | "app/user" | "app/pass" => vec![PAIR],
+        "app/login" | "app/token" => vec![LEASED],
         "app/either" => vec!["a:x/first", "b:web/second"],
         "web/k1" => vec!["b:web/k1"],
         "web/second" => vec!["b:web/second"],
@@ -16,7 +17,7 @@ pub(super) fn places_of(path: &'static str) -> Vec<&'static str> {
 }
 
 /// Every secret that there can be.
-pub(super) const SECRETS: [&str; 10] = [
+pub(super) const SECRETS: [&str; 12] = [
     "app/k1",
     "app/alias",
     "app/k2",
@@ -24,13 +25,15 @@ pub(super) const SECRETS: [&str; 10] = [
     "app/pair",
     "app/user",
     "app/pass",
+    "app/login",
+    "app/token",
     "web/k1",
     "web/second",
     "free/k1",
 ];
 
 /// The secrets of `app` that the config itself names.
-pub(super) const BOUND: [&str; 4] = ["alias", "either", "user", "pass"];
+pub(super) const BOUND: [&str; 6] = ["alias", "either", "user", "pass", "login", "token"];
 
 pub(super) fn is_bound(path: &str) -> bool {
     let name = path.strip_prefix("app/");
@@ -40,8 +43,8 @@ pub(super) fn is_bound(path: &str) -> bool {
 /// The field that a secret shows of the record at its place.
 pub(super) fn field_of(path: &str) -> Option<&'static str> {
     match path {
-        "app/user" => Some("user"),
-        "app/pass" => Some("pass"),
+        "app/user" | "app/login" => Some("user"),
+        "app/pass" | "app/token" => Some("pass"),
         _ => None,
     }
 }

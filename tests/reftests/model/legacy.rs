@@ -6,6 +6,7 @@ impl Model {
     /// The server ends. Nobody has anything open any more, and what is left is what secrets show.
     pub(super) fn restart(&mut self) {
         self.forget_tree();
+        self.inherit_leases();
         self.generations.clear();
         self.absences.clear();
         self.health.clear();
