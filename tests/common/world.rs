@@ -25,7 +25,7 @@ use secretfs::config::{Config, OnFailure};
 use secretfs::fs::{
     Catalogue, Change, FsError, Ino, Kernel, Opened, Renaming, Reply, Tree, Waiter,
 };
-use secretfs::secret::{Name, SealedMemory};
+use secretfs::secret::{Name, SealedMemory, SecretPath};
 use secretfs::sys::{SecretMemory, SharedMemory};
 use tokio::sync::oneshot;
 
@@ -231,8 +231,20 @@ impl World {
     /// gap. Nobody has anything open any more.
     pub fn restart(&mut self, services: &str, gap: Gap, seconds: u64) {
         let config = config(services);
-        let legacy = self.cache.legacy(gap);
+        let mut legacy = self.cache.legacy(gap);
         self.later(seconds);
+        if gap == Gap::Unknown {
+            let catalogue = self.tree.catalogue();
+            let lasts = |path: &SecretPath| {
+                let binding = catalogue.binding(path);
+                binding.is_some_and(|binding| !binding.stale.is_zero())
+            };
+            // As who keeps it for long does.
+            for (left, _) in &mut legacy.records {
+                left.shown_by.retain(lasts);
+            }
+            legacy.records.retain(|(left, _)| !left.shown_by.is_empty());
+        }
         let epoch = u32::try_from(self.cache.next_number() >> 32).unwrap() + 1;
         let backends = self.cache.backends().clone();
         let (sealed, clock) = (Arc::clone(&self.sealed), self.clock.clone());

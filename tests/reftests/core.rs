@@ -203,6 +203,11 @@ impl Core {
                 let gone = path.parse().unwrap();
                 self.world.cache.forget(|path| *path == gone);
             }
+            Op::Off { seconds } => {
+                self.runtime
+                    .block_on(self.world.cache.end(Duration::from_secs(2)));
+                self.restart(Gap::Unknown, *seconds);
+            }
             Op::Die { seconds } => self.restart(Gap::Moment, *seconds),
         }
         Ok(Seen::Done)

@@ -197,6 +197,10 @@ pub enum Op {
     Die {
         seconds: u64,
     },
+    /// The daemon ends for good and the machine is off for so long, and then both are started.
+    Off {
+        seconds: u64,
+    },
 }
 
 pub fn policies() -> impl Strategy<Value = Policy> {
@@ -255,6 +259,7 @@ pub fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => prop::sample::select(vec![None, Some(STALE), Some(LEASE)]).prop_map(|left| Op::Limit { left }),
         1 => path().prop_map(|path| Op::TakeAway { path }),
         1 => prop::sample::select(vec![0, 1, TTL - 1, TTL]).prop_map(|seconds| Op::Die { seconds }),
+        1 => prop::sample::select(vec![1, TTL, STALE - 1, STALE]).prop_map(|seconds| Op::Off { seconds }),
     ];
     let first = PLACES.map(|place| Op::Put {
         place,

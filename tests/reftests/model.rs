@@ -87,6 +87,8 @@ struct Cached {
     version: u64,
     at: u64,
     forever: bool,
+    /// The machine has been off since it was found.
+    old: bool,
 }
 
 #[derive(Clone)]
@@ -94,6 +96,7 @@ struct Record {
     value: String,
     version: u64,
     at: u64,
+    old: bool,
     users: BTreeSet<&'static str>,
 }
 
@@ -377,6 +380,7 @@ impl Model {
             Op::Tend => self.tend(),
             Op::Limit { left } => self.limit(*left),
             Op::TakeAway { path } => self.take_away(path),
+            Op::Off { seconds } => self.switch_off(*seconds),
             Op::Die { seconds } => {
                 self.now += seconds;
                 self.restart();

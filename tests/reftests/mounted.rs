@@ -170,7 +170,8 @@ impl Mounted {
             | Op::Tend
             | Op::Limit { .. }
             | Op::TakeAway { .. }
-            | Op::Die { .. } => {}
+            | Op::Die { .. }
+            | Op::Off { .. } => {}
         }
         Ok(Seen::Done)
     }
@@ -194,6 +195,7 @@ impl System for Mounted {
                 | Op::Limit { .. }
                 | Op::TakeAway { .. }
                 | Op::Die { .. }
+                | Op::Off { .. }
         )
     }
 

@@ -108,7 +108,7 @@ impl Model {
     fn fresh(&mut self, path: &'static str) -> Option<Generation> {
         let now = self.now;
         let cached = self.values.get(path)?;
-        let young = cached.forever || now - cached.at < TTL;
+        let young = cached.forever || !cached.old && now - cached.at < TTL;
         let (generation, place, version) =
             (cached.generation.clone(), cached.place, cached.version);
         let young = match self.lease_of(place, version) {
@@ -126,7 +126,8 @@ impl Model {
         let now = self.now;
         let old = self.values.get(path)?;
         let (generation, place, version) = (old.generation.clone(), old.place, old.version);
-        let not_too_old = now - old.at < TTL + stale_of(path);
+        let ttl = if old.old { 0 } else { TTL };
+        let not_too_old = now - old.at < ttl + stale_of(path);
         let may = match self.lease_of(place, version) {
             Some(lease) => lease.is_alive(now),
             None => not_too_old,
@@ -160,7 +161,7 @@ impl Model {
         let lease = self.leases.get(&record.version);
         let young = match lease.filter(|_| place == LEASED) {
             Some(lease) => lease.is_current(self.now),
-            None => self.backend_of(place) == 'b' || self.now - record.at < TTL,
+            None => self.backend_of(place) == 'b' || !record.old && self.now - record.at < TTL,
         };
         young.then_some(record)
     }
@@ -195,6 +196,7 @@ impl Model {
                 version,
                 at,
                 forever,
+                old: false,
             };
             self.values.insert(path, cached);
             self.leave(path, Some(place));
@@ -276,6 +278,7 @@ impl Model {
                     value,
                     version,
                     at,
+                    old: false,
                     users,
                 };
                 self.absences.remove(place);

@@ -217,6 +217,18 @@ impl Model {
         }
     }
 
+    /// The daemon ends: what was made for it is revoked, if that can be.
+    pub(super) fn end_leases(&mut self) {
+        let now = self.now;
+        let reached = self.storm('a').is_none() && self.admits('a');
+        for (made, lease) in &mut self.leases {
+            if reached && lease.fate != Fate::Over && lease.is_alive(now) {
+                self.revoked.push(format!("l{made}"));
+            }
+            lease.fate = Fate::Over;
+        }
+    }
+
     /// Leases go on, but for the one of a value that has ended.
     pub(super) fn inherit_leases(&mut self) {
         let now = self.now;

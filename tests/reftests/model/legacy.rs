@@ -1,5 +1,6 @@
 //! What a server leaves to the one that is started in its place.
 
+use super::config::stale_of;
 use super::*;
 
 impl Model {
@@ -24,12 +25,36 @@ impl Model {
         let values = &self.values;
         self.records.retain(|_, record| {
             let shown = record.users.iter().filter_map(|user| values.get(user));
-            match shown.map(|cached| cached.at).max() {
-                Some(at) => record.at = at,
-                None => return false,
-            }
+            let Some(last) = shown.max_by_key(|cached| cached.at) else {
+                return false;
+            };
+            (record.at, record.old) = (last.at, last.old);
             true
         });
+    }
+
+    /// The daemon ends for good, and so do the leases. What is kept meanwhile only stands in for a backend that cannot be
+    /// reached: nothing leased, and nothing of what is never shown stale.
+    pub(super) fn switch_off(&mut self, seconds: u64) {
+        self.end_leases();
+        self.records.remove(LEASED);
+        for path in SECRETS {
+            let never_stale = stale_of(path) == 0;
+            if never_stale || places_of(path) == [LEASED] {
+                self.values.remove(path);
+            }
+            if never_stale {
+                self.forget(path);
+            }
+        }
+        self.now += seconds;
+        self.restart();
+        for cached in self.values.values_mut() {
+            cached.old = true;
+        }
+        for record in self.records.values_mut() {
+            record.old = true;
+        }
     }
 
     fn forget_tree(&mut self) {
@@ -49,11 +74,14 @@ impl Model {
             return;
         };
         let place = inherited.place;
-        let Record { version, at, .. } = self.records[place];
+        let Record {
+            version, at, old, ..
+        } = self.records[place];
         let number = self.number(path, place, version);
         if let Some(cached) = self.values.get_mut(path) {
             cached.generation.number = number;
             cached.at = at;
+            cached.old = old;
         }
     }
 }
