@@ -13,21 +13,23 @@ pub const STALE: u64 = 600;
 pub const ABSENT: u64 = 5;
 pub const STALE_EITHER: u64 = 3600;
 
-/// How long a lease lasts, and the least time between two attempts to renew it.
+/// How long a lease lasts, at first and where it is not renewed for its whole time; and the least time between two attempts.
 pub const LEASE: u64 = 3600;
+const LIMITED: u64 = 600;
 pub const PAUSE: u64 = 5;
 
 /// The callers: root, and three users of whom the last is named by its group.
 pub const UIDS: [u32; 4] = [0, 1, 2, 3];
 
-/// Every path that is tried, some more often, so that much happens to them. `app/either`, `app/alias`, `app/user`, `app/pass`, `app/login`
+/// Every path that is tried, some more often, so that much happens to them. `app/either`, `app/second`, `app/alias`, `app/user`, `app/pass`, `app/login`
 /// and `app/token` are bound; the others come from folders.
-pub const PATHS: [&str; 20] = [
+pub const PATHS: [&str; 21] = [
     "app/k1",
     "app/k1",
     "app/k1",
     "app/either",
     "app/either",
+    "app/second",
     "web/k1",
     "app/alias",
     "app/k2",
@@ -55,11 +57,12 @@ pub const PAIR: &str = "a:app/pair";
 pub const LEASED: &str = "a:db/creds";
 
 /// Every place that values are put to. Backend `b` announces its changes.
-pub const PLACES: [&str; 7] = [
+pub const PLACES: [&str; 8] = [
     PAIR,
     "a:app/k1",
     "a:app/k2",
     "a:x/first",
+    "a:x/last",
     "b:web/k1",
     "b:web/second",
     "b:free/k1",
@@ -90,6 +93,7 @@ allow = {app}
 [services.app.secrets]
 k2 = {{ allow = {narrow} }}
 either = {{ from = ["a:x/first", "b:web/second"], stale = "{STALE_EITHER}s" }}
+second = {{ from = ["a:x/first", "a:x/last"] }}
 alias = {{ from = "a:app/k1", stale = "0s" }}
 user = {{ from = "{PAIR}#user" }}
 pass = {{ from = "{PAIR}#pass" }}
@@ -253,10 +257,10 @@ pub fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => policies().prop_map(Op::Reload),
         2 => prop::sample::select(vec![1, ABSENT - 1, ABSENT, TTL - 1, TTL, TTL, STALE, STALE_EITHER])
             .prop_map(|seconds| Op::Pass { seconds }),
-        4 => prop::sample::select(vec![LEASE * 2 / 3, LEASE * 85 / 100 - LEASE * 2 / 3, LEASE - LEASE * 85 / 100, 1])
+        4 => prop::sample::select([marks(LEASE), marks(LIMITED), [1, PAUSE, TTL]].concat())
             .prop_map(|seconds| Op::Pass { seconds }),
         4 => Just(Op::Tend),
-        1 => prop::sample::select(vec![None, Some(STALE), Some(LEASE)]).prop_map(|left| Op::Limit { left }),
+        1 => prop::sample::select(vec![None, Some(LIMITED), Some(LEASE)]).prop_map(|left| Op::Limit { left }),
         1 => path().prop_map(|path| Op::TakeAway { path }),
         1 => prop::sample::select(vec![0, 1, TTL - 1, TTL]).prop_map(|seconds| Op::Die { seconds }),
         1 => prop::sample::select(vec![1, TTL, STALE - 1, STALE]).prop_map(|seconds| Op::Off { seconds }),
@@ -267,6 +271,12 @@ pub fn ops() -> impl Strategy<Value = Vec<Op>> {
         announced: false,
     });
     prop::collection::vec(op, 1..150).prop_map(move |ops| [first.to_vec(), ops].concat())
+}
+
+/// From the beginning of a lease to when it is renewed, from there to when it is replaced, and from there to its end.
+fn marks(lasts: u64) -> [u64; 3] {
+    let (renewed, replaced) = (lasts * 2 / 3, lasts * 85 / 100);
+    [renewed, replaced - renewed, lasts - replaced]
 }
 
 /// What is put to a place: text, or mostly a record, of which mostly no field is missing.

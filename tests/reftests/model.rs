@@ -85,6 +85,8 @@ struct Cached {
     generation: Generation,
     place: &'static str,
     version: u64,
+    /// When its record was read, and the oldest answer was given that it rests on.
+    read: u64,
     at: u64,
     forever: bool,
     /// The machine has been off since it was found.
@@ -179,7 +181,8 @@ impl Model {
         Self {
             one_store,
             policy: *policy,
-            now: 0,
+            // Nothing is from before the beginning.
+            now: TTL,
             places: BTreeMap::new(),
             weather: HashMap::from([('a', Weather::Fine), ('b', Weather::Fine)]),
             values: HashMap::new(),

@@ -175,8 +175,13 @@ impl Model {
                 at = at.min(*self.absences.get(place).unwrap_or(&at));
                 continue;
             };
-            at = at.min(record.at);
-            let Record { value, version, .. } = record;
+            let Record {
+                value,
+                version,
+                at: read,
+                ..
+            } = record;
+            at = at.min(read);
             let Some(value) = cut(value, field_of(path))? else {
                 continue;
             };
@@ -194,6 +199,7 @@ impl Model {
                 generation: generation.clone(),
                 place,
                 version,
+                read,
                 at,
                 forever,
                 old: false,
@@ -298,14 +304,7 @@ impl Model {
                 if no == No::Refused {
                     self.absences.remove(place);
                     // Who reads next finds out.
-                    for user in self
-                        .records
-                        .remove(place)
-                        .into_iter()
-                        .flat_map(|gone| gone.users)
-                    {
-                        self.values.remove(user);
-                    }
+                    self.drop_record(place);
                 }
                 Err(no)
             }
@@ -332,6 +331,14 @@ impl Model {
             if Some(user) != by {
                 self.overtaken.insert(user);
             }
+        }
+    }
+
+    /// Drops a record, and what was cut from it.
+    pub(super) fn drop_record(&mut self, place: &str) {
+        let gone = self.records.remove(place);
+        for user in gone.into_iter().flat_map(|gone| gone.users) {
+            self.values.remove(user);
         }
     }
 

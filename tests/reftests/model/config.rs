@@ -9,6 +9,7 @@ pub(super) fn places_of(path: &'static str) -> Vec<&'static str> {
         "app/pair" | "app/user" | "app/pass" => vec![PAIR],
         "app/login" | "app/token" => vec![LEASED],
         "app/either" => vec!["a:x/first", "b:web/second"],
+        "app/second" => vec!["a:x/first", "a:x/last"],
         "web/k1" => vec!["b:web/k1"],
         "web/second" => vec!["b:web/second"],
         "free/k1" => vec!["b:free/k1"],
@@ -17,11 +18,12 @@ pub(super) fn places_of(path: &'static str) -> Vec<&'static str> {
 }
 
 /// Every secret that there can be.
-pub(super) const SECRETS: [&str; 12] = [
+pub(super) const SECRETS: [&str; 13] = [
     "app/k1",
     "app/alias",
     "app/k2",
     "app/either",
+    "app/second",
     "app/pair",
     "app/user",
     "app/pass",
@@ -33,7 +35,9 @@ pub(super) const SECRETS: [&str; 12] = [
 ];
 
 /// The secrets of `app` that the config itself names.
-pub(super) const BOUND: [&str; 6] = ["alias", "either", "user", "pass", "login", "token"];
+pub(super) const BOUND: [&str; 7] = [
+    "alias", "either", "second", "user", "pass", "login", "token",
+];
 
 pub(super) fn is_bound(path: &str) -> bool {
     let name = path.strip_prefix("app/");

@@ -107,10 +107,7 @@ impl Model {
         if let Some(made) = self.lease_shown()
             && self.leases[&made].fate == Fate::Over
         {
-            let gone = self.records.remove(LEASED);
-            for user in gone.into_iter().flat_map(|gone| gone.users) {
-                self.values.remove(user);
-            }
+            self.drop_record(LEASED);
         }
     }
 
@@ -235,11 +232,10 @@ impl Model {
         if let Some(made) = self.lease_shown()
             && !self.leases[&made].is_alive(now)
         {
-            let gone = self.records.remove(LEASED);
-            for user in gone.into_iter().flat_map(|gone| gone.users) {
-                self.values.remove(user);
+            if !self.records[LEASED].users.is_empty() {
                 self.leases.get_mut(&made).unwrap().fate = Fate::Over;
             }
+            self.drop_record(LEASED);
         }
         for lease in self.leases.values_mut() {
             lease.broken = false;

@@ -25,10 +25,10 @@ impl Model {
         let values = &self.values;
         self.records.retain(|_, record| {
             let shown = record.users.iter().filter_map(|user| values.get(user));
-            let Some(last) = shown.max_by_key(|cached| cached.at) else {
+            let Some(last) = shown.max_by_key(|cached| cached.read) else {
                 return false;
             };
-            (record.at, record.old) = (last.at, last.old);
+            (record.at, record.old) = (last.read, last.old);
             true
         });
     }
@@ -37,18 +37,12 @@ impl Model {
     /// reached: nothing leased, and nothing of what is never shown stale.
     pub(super) fn switch_off(&mut self, seconds: u64) {
         self.end_leases();
-        self.records.remove(LEASED);
-        for path in SECRETS {
-            let never_stale = stale_of(path) == 0;
-            if never_stale || places_of(path) == [LEASED] {
-                self.values.remove(path);
-            }
-            if never_stale {
-                self.forget(path);
-            }
-        }
+        self.drop_record(LEASED);
         self.now += seconds;
         self.restart();
+        for path in SECRETS.into_iter().filter(|path| stale_of(path) == 0) {
+            self.forget(path);
+        }
         for cached in self.values.values_mut() {
             cached.old = true;
         }
@@ -78,9 +72,15 @@ impl Model {
             version, at, old, ..
         } = self.records[place];
         let number = self.number(path, place, version);
+        // What is higher up by now nobody knows: it only stands in.
+        let older = match places_of(path)[0] == place || old {
+            true => 0,
+            false => TTL,
+        };
         if let Some(cached) = self.values.get_mut(path) {
             cached.generation.number = number;
-            cached.at = at;
+            cached.read = at;
+            cached.at = at - older;
             cached.old = old;
         }
     }
