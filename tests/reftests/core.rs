@@ -203,10 +203,13 @@ impl Core {
                 let gone = path.parse().unwrap();
                 self.world.cache.forget(|path| *path == gone);
             }
-            Op::Off { seconds } => {
+            Op::Off { seconds, dies } => {
                 self.runtime
                     .block_on(self.world.cache.end(Duration::from_secs(2)));
                 self.restart(Gap::Unknown, *seconds);
+                if *dies {
+                    self.restart(Gap::Moment, 0);
+                }
             }
             Op::Die { seconds } => self.restart(Gap::Moment, *seconds),
         }

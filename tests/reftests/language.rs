@@ -201,9 +201,10 @@ pub enum Op {
     Die {
         seconds: u64,
     },
-    /// The daemon ends for good and the machine is off for so long, and then both are started.
+    /// The daemon ends for good and the machine is off for so long, and then both are started. The server may die at once.
     Off {
         seconds: u64,
+        dies: bool,
     },
 }
 
@@ -262,8 +263,10 @@ pub fn ops() -> impl Strategy<Value = Vec<Op>> {
         4 => Just(Op::Tend),
         1 => prop::sample::select(vec![None, Some(LIMITED), Some(LEASE)]).prop_map(|left| Op::Limit { left }),
         1 => path().prop_map(|path| Op::TakeAway { path }),
-        1 => prop::sample::select(vec![0, 1, TTL - 1, TTL]).prop_map(|seconds| Op::Die { seconds }),
-        1 => prop::sample::select(vec![1, TTL, STALE - 1, STALE]).prop_map(|seconds| Op::Off { seconds }),
+        1 => prop::sample::select(vec!["app/login", "app/token"]).prop_map(|path| Op::TakeAway { path }),
+        2 => prop::sample::select(vec![0, 1, TTL - 1, TTL]).prop_map(|seconds| Op::Die { seconds }),
+        1 => (prop::sample::select(vec![1, 1, TTL, STALE - 1, STALE]), any::<bool>())
+            .prop_map(|(seconds, dies)| Op::Off { seconds, dies }),
     ];
     let first = PLACES.map(|place| Op::Put {
         place,

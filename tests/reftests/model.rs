@@ -383,7 +383,12 @@ impl Model {
             Op::Tend => self.tend(),
             Op::Limit { left } => self.limit(*left),
             Op::TakeAway { path } => self.take_away(path),
-            Op::Off { seconds } => self.switch_off(*seconds),
+            Op::Off { seconds, dies } => {
+                self.switch_off(*seconds);
+                if *dies {
+                    self.restart();
+                }
+            }
             Op::Die { seconds } => {
                 self.now += seconds;
                 self.restart();
