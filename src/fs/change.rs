@@ -96,10 +96,11 @@ impl Tree {
 
     /// The generation that opens of this secret get, if it has one.
     fn shown(&self, path: &SecretPath) -> Option<(Arc<SecretNode>, Arc<Generation>)> {
-        let node = self.inodes.current(path)?;
-        let binding = node.binding(&self.editions.current())?;
+        // Also for one that nobody has looked up: by this the cache learns where else it could be found, and drops what it
+        // inherited for it when that place has changed.
+        let binding = self.editions.current().binding(path)?;
         let generation = self.cache.fresh(path, &binding)?;
-        Some((node, generation))
+        Some((self.inodes.current(path)?, generation))
     }
 
     fn follow(

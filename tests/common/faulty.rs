@@ -232,6 +232,11 @@ impl Faulty {
         };
     }
 
+    /// How many values were made.
+    pub fn made(&self) -> u64 {
+        self.state().given
+    }
+
     /// How often leases were to be renewed.
     pub fn renewals(&self) -> usize {
         self.state().renewals

@@ -16,6 +16,7 @@ use std::time::Duration;
 use secretfs::access::{Access, Authority};
 use secretfs::audit::Audit;
 use secretfs::backend::{Backend, Reference};
+use secretfs::cache::legacy::Gap;
 use secretfs::cache::{Cache, Fetch, Times};
 use secretfs::caller::Caller;
 use secretfs::clock::Clock;
@@ -24,7 +25,7 @@ use secretfs::config::{Config, OnFailure};
 use secretfs::fs::{
     Catalogue, Change, FsError, Ino, Kernel, Opened, Renaming, Reply, Tree, Waiter,
 };
-use secretfs::secret::{Name, SealedMemory};
+use secretfs::secret::{Name, SealedMemory, SecretPath};
 use secretfs::sys::{SecretMemory, SharedMemory};
 use tokio::sync::oneshot;
 
@@ -46,7 +47,41 @@ pub struct World {
     pub cache: Arc<Cache>,
     /// Where its values are.
     pub memory: SharedMemory,
+    sealed: Arc<SealedMemory>,
     pub tree: Arc<Tree>,
+}
+
+/// The times that a config says.
+fn times(config: &Config) -> Times {
+    Times {
+        ttl: config.cache.ttl,
+        timeout: config.cache.timeout,
+    }
+}
+
+/// A tree of this config over a cache, and who decides.
+fn tree_of(
+    config: &Config,
+    table: &Arc<Table>,
+    audit: Audit,
+    cache: &Arc<Cache>,
+    clock: &Clock,
+) -> (Arc<Access>, Arc<Tree>) {
+    let (policy, _) = config.policy(&Listed::default());
+    let lookup = Arc::<Table>::clone(table);
+    let access = Access::new(
+        Authority::Policy,
+        policy,
+        lookup,
+        audit,
+        false,
+        clock.clone(),
+    );
+    let access = Arc::new(access);
+    let catalogue = Catalogue::new(config, &Listed::default());
+    let (shared, store) = (Arc::clone(&access), Arc::clone(cache));
+    let tree = Tree::new(catalogue, shared, store, clock.timestamp());
+    (access, tree)
 }
 
 /// A kernel that has no mount to rename in, and notes what it is told.
@@ -162,32 +197,20 @@ impl World {
             groups: (0..10).map(|tid| (tid, vec![tid + 100])).collect(),
             ..Table::default()
         });
-        let audit: Audit = log.audit.clone();
-        let (policy, _) = config.policy(&Listed::default());
-        let lookup = Arc::<Table>::clone(&table);
-        let access = Access::new(
-            Authority::Policy,
-            policy,
-            lookup,
-            audit,
-            false,
-            clock.clone(),
-        );
-        let access = Arc::new(access);
-        let times = Times {
-            ttl: config.cache.ttl,
-            timeout: config.cache.timeout,
-        };
         let memory = SharedMemory::new().unwrap();
         let key = SecretMemory::new().unwrap();
         let [values, key] =
             [memory.descriptor(), key.descriptor()].map(|fd| fd.try_clone().unwrap());
         let (sealed, _) = SealedMemory::take_over(values, key).unwrap();
-        let cache = Cache::new(HashMap::from(backends), times, 1, sealed, clock.clone());
+        let cache = Cache::new(
+            HashMap::from(backends),
+            times(&config),
+            1,
+            Arc::clone(&sealed),
+            clock.clone(),
+        );
         let cache = Arc::new(cache);
-        let catalogue = Catalogue::new(&config, &Listed::default());
-        let (shared, store) = (Arc::clone(&access), Arc::clone(&cache));
-        let tree = Tree::new(catalogue, shared, store, clock.timestamp());
+        let (access, tree) = tree_of(&config, &table, log.audit.clone(), &cache, &clock);
         let kernel = Arc::new(Told::default());
         Self {
             a,
@@ -199,8 +222,37 @@ impl World {
             access,
             cache,
             memory,
+            sealed,
             tree,
         }
+    }
+
+    /// The server ends, and after so many seconds another one is started in its place with what the first one leaves for such a
+    /// gap. Nobody has anything open any more.
+    pub fn restart(&mut self, services: &str, gap: Gap, seconds: u64) {
+        let config = config(services);
+        let mut legacy = self.cache.legacy(gap);
+        self.later(seconds);
+        if gap == Gap::Unknown {
+            let catalogue = self.tree.catalogue();
+            let lasts = |path: &SecretPath| {
+                let binding = catalogue.binding(path);
+                binding.is_some_and(|binding| !binding.stale.is_zero())
+            };
+            // As who keeps it for long does.
+            for (left, _) in &mut legacy.records {
+                left.shown_by.retain(lasts);
+            }
+            legacy.records.retain(|(left, _)| !left.shown_by.is_empty());
+        }
+        let epoch = u32::try_from(self.cache.next_number() >> 32).unwrap() + 1;
+        let backends = self.cache.backends().clone();
+        let (sealed, clock) = (Arc::clone(&self.sealed), self.clock.clone());
+        self.cache = Arc::new(Cache::new(backends, times(&config), epoch, sealed, clock));
+        self.cache.inherit(legacy, gap);
+        let audit = self.log.audit.clone();
+        (self.access, self.tree) = tree_of(&config, &self.table, audit, &self.cache, &self.clock);
+        self.tree.attach(Arc::<Told>::clone(&self.kernel));
     }
 
     /// What a reload does.

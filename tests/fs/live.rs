@@ -2,9 +2,11 @@
 
 use std::ffi::OsStr;
 
+use secretfs::cache::legacy::Gap;
 use secretfs::fs::{Attr, Fh, FsError, Ino, Readiness, Reply, Waiter};
 
 use crate::callers::caller;
+use crate::faulty::Weather;
 use crate::world::World;
 use crate::{SERVICES, world};
 
@@ -181,4 +183,27 @@ async fn who_watches_a_field_is_woken_when_another_of_its_record_is_found_change
     assert_eq!(poll(&world, handle.fh, 7), OUTDATED);
     assert_eq!(world.cat(1, "app/pass").await.unwrap(), "s4");
     assert_eq!(world.a.reads(), 2);
+}
+
+#[tokio::test]
+async fn rule_17_a_change_higher_up_counts_for_what_was_inherited_too() {
+    const CONFIG: &str = r#"
+[services.app]
+source = "a:app"
+allow = [{ uid = 1 }]
+[services.app.secrets]
+either = { from = ["a:x/first", "a:x/second"] }
+"#;
+    for restarted in [false, true] {
+        let mut world = World::new(&[("x/second", "below")], &[], CONFIG);
+        assert_eq!(world.cat(1, "app/either").await.unwrap(), "below");
+        if restarted {
+            world.restart(CONFIG, Gap::Moment, 1);
+        }
+        // It is announced, and cannot be asked for.
+        world.a.weather(Weather::Down);
+        world.put("a:x/first", "above").await;
+        let old = world.cat(1, "app/either").await;
+        assert!(old.is_err(), "{old:?} stands in for what has changed");
+    }
 }

@@ -3,17 +3,20 @@
 use std::time::Duration;
 
 use secretfs::backend::Reference;
+use secretfs::cache::legacy::Gap;
 use secretfs::fs::{Change, FsError, Ino, Opened};
 use tokio::runtime::Runtime;
 
 use crate::callers::caller;
 use crate::faulty::Faulty;
-use crate::language::{Answer, Op, Policy, Seen, System};
+use crate::language::{Answer, Asked, LEASE, LEASED, Op, Policy, Seen, System};
 use crate::world::World;
 
 pub struct Core {
     runtime: Runtime,
     world: World,
+    /// The config that is in force.
+    config: String,
     handles: Vec<Opened>,
     pins: Vec<Ino>,
     /// What each place held, to go back to.
@@ -29,9 +32,12 @@ impl Core {
             let _inside = runtime.enter();
             World::new(&[], &[], &policy.config())
         };
+        let (_, leased) = LEASED.split_once(':').unwrap();
+        world.a.lease(leased, LEASE, true);
         Self {
             runtime,
             world,
+            config: policy.config(),
             handles: Vec::new(),
             pins: Vec::new(),
             before: Default::default(),
@@ -51,6 +57,13 @@ impl Core {
             self.runtime
                 .block_on(async { self.world.tree.changed([&reference], change).await });
         }
+    }
+
+    fn restart(&mut self, gap: Gap, seconds: u64) {
+        self.handles.clear();
+        self.pins.clear();
+        let _inside = self.runtime.enter();
+        self.world.restart(&self.config, gap, seconds);
     }
 
     fn look_up(&self, uid: u32, path: &str) -> Result<Ino, FsError> {
@@ -173,11 +186,32 @@ impl Core {
             }
             Op::Weather { backend, weather } => self.backend(*backend).weather(*weather),
             Op::Reload(policy) => {
-                self.world.reload(&policy.config());
+                self.config = policy.config();
+                self.world.reload(&self.config);
                 self.runtime
                     .block_on(async { self.world.tree.enforce().await });
             }
             Op::Pass { seconds } => self.world.later(*seconds),
+            Op::Tend => {
+                self.runtime.block_on(self.world.cache.tend_once());
+            }
+            Op::Limit { left } => {
+                let last = format!("l{}", self.world.a.made());
+                self.world.a.limit(&last, *left);
+            }
+            Op::TakeAway { path } => {
+                let gone = path.parse().unwrap();
+                self.world.cache.forget(|path| *path == gone);
+            }
+            Op::Off { seconds, dies } => {
+                self.runtime
+                    .block_on(self.world.cache.end(Duration::from_secs(2)));
+                self.restart(Gap::Unknown, *seconds);
+                if *dies {
+                    self.restart(Gap::Moment, 0);
+                }
+            }
+            Op::Die { seconds } => self.restart(Gap::Moment, *seconds),
         }
         Ok(Seen::Done)
     }
@@ -206,8 +240,16 @@ impl System for Core {
         seen
     }
 
-    fn asked(&self) -> Option<(usize, usize)> {
-        Some(self.world.asked())
+    fn asked(&self) -> Option<Asked> {
+        let (reads, lists) = self.world.asked();
+        let mut revoked = self.world.a.revoked();
+        revoked.sort();
+        Some(Asked {
+            reads,
+            lists,
+            renewals: self.world.a.renewals(),
+            revoked,
+        })
     }
 
     fn log(&mut self) -> Option<Vec<String>> {

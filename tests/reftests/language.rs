@@ -13,19 +13,34 @@ pub const STALE: u64 = 600;
 pub const ABSENT: u64 = 5;
 pub const STALE_EITHER: u64 = 3600;
 
+/// How long a lease lasts, at first and where it is not renewed for its whole time; and the least time between two attempts.
+pub const LEASE: u64 = 3600;
+const LIMITED: u64 = 600;
+pub const PAUSE: u64 = 5;
+
 /// The callers: root, and three users of whom the last is named by its group.
 pub const UIDS: [u32; 4] = [0, 1, 2, 3];
 
-/// Every path that is tried, some more often, so that much happens to them. `app/either` and `app/alias` are bound; the others come from folders.
-pub const PATHS: [&str; 12] = [
+/// Every path that is tried, some more often, so that much happens to them. `app/either`, `app/second`, `app/alias`, `app/user`, `app/pass`, `app/login`
+/// and `app/token` are bound; the others come from folders.
+pub const PATHS: [&str; 21] = [
     "app/k1",
     "app/k1",
     "app/k1",
     "app/either",
     "app/either",
+    "app/second",
     "web/k1",
     "app/alias",
     "app/k2",
+    "app/user",
+    "app/user",
+    "app/pass",
+    "app/pass",
+    "app/pair",
+    "app/login",
+    "app/login",
+    "app/token",
     "app/none",
     "web/second",
     "free/k1",
@@ -35,11 +50,19 @@ pub const PATHS: [&str; 12] = [
 /// Every directory that is tried; "" is the top.
 pub const FOLDERS: [&str; 5] = ["", "app", "web", "free", "none"];
 
+/// Where a record is, whose fields `app/user` and `app/pass` show.
+pub const PAIR: &str = "a:app/pair";
+
+/// Where each read makes another record, under a lease. `app/login` and `app/token` show fields of it.
+pub const LEASED: &str = "a:db/creds";
+
 /// Every place that values are put to. Backend `b` announces its changes.
-pub const PLACES: [&str; 6] = [
+pub const PLACES: [&str; 8] = [
+    PAIR,
     "a:app/k1",
     "a:app/k2",
     "a:x/first",
+    "a:x/last",
     "b:web/k1",
     "b:web/second",
     "b:free/k1",
@@ -70,7 +93,12 @@ allow = {app}
 [services.app.secrets]
 k2 = {{ allow = {narrow} }}
 either = {{ from = ["a:x/first", "b:web/second"], stale = "{STALE_EITHER}s" }}
+second = {{ from = ["a:x/first", "a:x/last"] }}
 alias = {{ from = "a:app/k1", stale = "0s" }}
+user = {{ from = "{PAIR}#user" }}
+pass = {{ from = "{PAIR}#pass" }}
+login = {{ from = "{LEASED}#user" }}
+token = {{ from = "{LEASED}#pass" }}
 [services.web]
 source = "b:web"
 allow = {web}
@@ -159,6 +187,25 @@ pub enum Op {
     Pass {
         seconds: u64,
     },
+    /// Leases are renewed, replaced and revoked that are due for it.
+    Tend,
+    /// From now on the lease that was made last is renewed for no longer than so many seconds, or not at all.
+    Limit {
+        left: Option<u64>,
+    },
+    /// What was fetched for a secret is taken away, as a revocation does.
+    TakeAway {
+        path: &'static str,
+    },
+    /// The server dies, and so soon another one is started.
+    Die {
+        seconds: u64,
+    },
+    /// The daemon ends for good and the machine is off for so long, and then both are started. The server may die at once.
+    Off {
+        seconds: u64,
+        dies: bool,
+    },
 }
 
 pub fn policies() -> impl Strategy<Value = Policy> {
@@ -202,8 +249,8 @@ pub fn ops() -> impl Strategy<Value = Vec<Op>> {
         4 => (uid(), 0..16_usize, 0..12_u64, 0..20_u32)
             .prop_map(|(uid, handle, offset, size)| Op::Read { uid, handle, offset, size }),
         1 => (0..16_usize).prop_map(|handle| Op::Close { handle }),
-        4 => (place(), "[a-z]{0,10}", any::<bool>())
-            .prop_map(|(place, value, announced)| Op::Put { place, value, announced }),
+        5 => (place(), "[a-z]{0,10}", any::<bool>())
+            .prop_map(|(place, text, announced)| Op::Put { place, value: content(place, &text), announced }),
         1 => (place(), any::<bool>()).prop_map(|(place, announced)| Op::Remove { place, announced }),
         1 => (place(), any::<bool>()).prop_map(|(place, announced)| Op::Rollback { place, announced }),
         2 => (prop::sample::select(vec!['a', 'b']), prop::sample::select(weathers.to_vec()))
@@ -211,13 +258,38 @@ pub fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => policies().prop_map(Op::Reload),
         2 => prop::sample::select(vec![1, ABSENT - 1, ABSENT, TTL - 1, TTL, TTL, STALE, STALE_EITHER])
             .prop_map(|seconds| Op::Pass { seconds }),
+        4 => prop::sample::select([marks(LEASE), marks(LIMITED), [1, PAUSE, TTL]].concat())
+            .prop_map(|seconds| Op::Pass { seconds }),
+        4 => Just(Op::Tend),
+        1 => prop::sample::select(vec![None, Some(LIMITED), Some(LEASE)]).prop_map(|left| Op::Limit { left }),
+        1 => path().prop_map(|path| Op::TakeAway { path }),
+        1 => prop::sample::select(vec!["app/login", "app/token"]).prop_map(|path| Op::TakeAway { path }),
+        2 => prop::sample::select(vec![0, 1, TTL - 1, TTL]).prop_map(|seconds| Op::Die { seconds }),
+        1 => (prop::sample::select(vec![1, 1, TTL, STALE - 1, STALE]), any::<bool>())
+            .prop_map(|(seconds, dies)| Op::Off { seconds, dies }),
     ];
     let first = PLACES.map(|place| Op::Put {
         place,
-        value: place.to_owned(),
+        value: content(place, place),
         announced: false,
     });
     prop::collection::vec(op, 1..150).prop_map(move |ops| [first.to_vec(), ops].concat())
+}
+
+/// From the beginning of a lease to when it is renewed, from there to when it is replaced, and from there to its end.
+fn marks(lasts: u64) -> [u64; 3] {
+    let (renewed, replaced) = (lasts * 2 / 3, lasts * 85 / 100);
+    [renewed, replaced - renewed, lasts - replaced]
+}
+
+/// What is put to a place: text, or mostly a record, of which mostly no field is missing.
+fn content(place: &str, text: &str) -> String {
+    match text.chars().next() {
+        _ if place != PAIR => text.to_owned(),
+        Some('y' | 'z') => text.to_owned(),
+        Some('s'..='x') => format!(r#"{{"user":"{text}"}}"#),
+        _ => format!(r#"{{"user":"{text}","pass":"of {text}"}}"#),
+    }
 }
 
 /// What a program sees of an operation: an errno, or this.
@@ -227,6 +299,16 @@ pub enum Seen {
     Names(Vec<String>),
     Size(u64),
     Bytes(Vec<u8>),
+}
+
+/// How often backends were asked for a value, for names, and for more time of a lease; and which leases they were told to end,
+/// sorted.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub reads: usize,
+    pub lists: usize,
+    pub renewals: usize,
+    pub revoked: Vec<String>,
 }
 
 pub type Answer = Result<Seen, i32>;
@@ -239,8 +321,8 @@ pub trait System {
     /// Does it.
     fn act(&mut self, op: &Op) -> Answer;
 
-    /// How often backends were asked for a value and for names, where that can be known.
-    fn asked(&self) -> Option<(usize, usize)>;
+    /// What backends were asked, where that can be known.
+    fn asked(&self) -> Option<Asked>;
 
     /// Whether what was seen is what was to be expected, as far as this system can tell.
     fn agrees(&self, _: &Op, seen: &Answer, expected: &Answer) -> bool {

@@ -100,6 +100,43 @@ fn an_inode_is_not_shared_while_there_may_be_pages_of_an_older_value() {
     compare(&mut core, &mut model, &ops).unwrap();
 }
 
+/// What random operations come to only seldom: a lease that is renewed for less than its whole time, and one that takes the
+/// place of another that only one of its two secrets was asked for since the server died.
+#[test]
+fn leases_do_what_the_model_says_where_chance_seldom_leads() {
+    let policy = Policy {
+        services: [[true; 4]; 3],
+        narrow: [true; 4],
+        cached: false,
+    };
+    let open = |path| Op::Open { uid: 1, path };
+    let pass = |seconds| Op::Pass { seconds };
+    let limited = [
+        open("app/login"),
+        Op::Limit { left: Some(600) },
+        pass(2400),
+        Op::Tend,
+        pass(400),
+        Op::Tend,
+        pass(110),
+        Op::Tend,
+    ];
+    let replaced = [
+        open("app/login"),
+        open("app/token"),
+        Op::Die { seconds: 0 },
+        open("app/login"),
+        pass(3060),
+        Op::Tend,
+        Op::TakeAway { path: "app/login" },
+        Op::Tend,
+    ];
+    for ops in [limited, replaced] {
+        let (mut core, mut model) = (Core::new(&policy), Model::new(&policy, false));
+        compare(&mut core, &mut model, &ops).unwrap();
+    }
+}
+
 #[test]
 fn a_mount_does_what_the_model_does() {
     needs!();

@@ -4,14 +4,21 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::core::wrapped;
 use crate::language::{
-    ABSENT, Answer, Op, Policy, STALE, STALE_EITHER, Seen, System, TTL, UIDS, Weather,
+    ABSENT, Answer, Asked, LEASE, LEASED, Op, PAIR, PAUSE, Policy, STALE, STALE_EITHER, Seen,
+    System, TTL, UIDS, Weather,
 };
 
 mod cache;
+mod changes;
+mod config;
 mod health;
+mod leases;
+mod legacy;
 mod tree;
 
+use config::{SECRETS, is_bound, places_of, split};
 use health::{AtOnce, Health};
+use leases::Lease;
 
 pub struct Model {
     /// Both backends are one store, which announces its changes.
@@ -26,6 +33,8 @@ pub struct Model {
     records: HashMap<&'static str, Record>,
     /// When nothing was found at a place.
     absences: HashMap<&'static str, u64>,
+    /// What was made at [`LEASED`], by its number.
+    leases: BTreeMap<u64, Lease>,
     health: HashMap<char, Health>,
     /// The backends that were too late with a list just now.
     late_lists: Vec<char>,
@@ -37,6 +46,8 @@ pub struct Model {
     /// The last generation of each path that a backend gave: where it came from, and our number.
     generations: HashMap<&'static str, (&'static str, u64, usize)>,
     numbers: usize,
+    /// How often a value was cut from a record.
+    cuts: usize,
     nodes: Vec<Node>,
     /// For each secret that its inodes share: the newest generation that anybody was given, 0 before.
     newest: Vec<usize>,
@@ -49,6 +60,8 @@ pub struct Model {
     pins: Vec<usize>,
     reads: usize,
     listings: usize,
+    renewals: usize,
+    revoked: Vec<String>,
     log: Vec<String>,
 }
 
@@ -62,13 +75,22 @@ struct Place {
 #[derive(Clone)]
 struct Generation {
     number: usize,
+    /// Of those with the same number each has its own: who has one open has not the other.
+    cut: usize,
     value: String,
 }
 
 struct Cached {
+    /// Number 0 of one that was inherited and that nobody has asked for yet.
     generation: Generation,
+    place: &'static str,
+    version: u64,
+    /// When its record was read, and the oldest answer was given that it rests on.
+    read: u64,
     at: u64,
     forever: bool,
+    /// The machine has been off since it was found.
+    old: bool,
 }
 
 #[derive(Clone)]
@@ -76,6 +98,7 @@ struct Record {
     value: String,
     version: u64,
     at: u64,
+    old: bool,
     users: BTreeSet<&'static str>,
 }
 
@@ -153,57 +176,19 @@ struct Given {
     stale: bool,
 }
 
-fn places_of(path: &'static str) -> Vec<&'static str> {
-    match path {
-        "app/k1" | "app/alias" => vec!["a:app/k1"],
-        "app/k2" => vec!["a:app/k2"],
-        "app/either" => vec!["a:x/first", "b:web/second"],
-        "web/k1" => vec!["b:web/k1"],
-        "web/second" => vec!["b:web/second"],
-        "free/k1" => vec!["b:free/k1"],
-        _ => vec![],
-    }
-}
-
-/// Every secret that there can be.
-const SECRETS: [&str; 7] = [
-    "app/k1",
-    "app/alias",
-    "app/k2",
-    "app/either",
-    "web/k1",
-    "web/second",
-    "free/k1",
-];
-
-/// True if the config itself names it.
-fn is_bound(path: &str) -> bool {
-    matches!(path, "app/either" | "app/alias")
-}
-
-fn stale_of(path: &str) -> u64 {
-    match path {
-        "app/alias" => 0,
-        "app/either" => STALE_EITHER,
-        _ => STALE,
-    }
-}
-
-fn split(path: &'static str) -> (&'static str, &'static str) {
-    path.split_once('/').unwrap()
-}
-
 impl Model {
     pub fn new(policy: &Policy, one_store: bool) -> Self {
         Self {
             one_store,
             policy: *policy,
-            now: 0,
+            // Nothing is from before the beginning.
+            now: TTL,
             places: BTreeMap::new(),
             weather: HashMap::from([('a', Weather::Fine), ('b', Weather::Fine)]),
             values: HashMap::new(),
             records: HashMap::new(),
             absences: HashMap::new(),
+            leases: BTreeMap::new(),
             health: HashMap::new(),
             late_lists: Vec::new(),
             at_once: None,
@@ -211,6 +196,7 @@ impl Model {
             lists: HashMap::new(),
             generations: HashMap::new(),
             numbers: 0,
+            cuts: 0,
             nodes: Vec::new(),
             newest: Vec::new(),
             current: HashMap::new(),
@@ -220,50 +206,11 @@ impl Model {
             pins: Vec::new(),
             reads: 0,
             listings: 0,
+            renewals: 0,
+            revoked: Vec::new(),
             log: Vec::new(),
         }
     }
-
-    // Policy.
-
-    fn rules_of(&self, service: &str) -> [bool; 4] {
-        match service {
-            "app" => self.policy.services[0],
-            "web" => self.policy.services[1],
-            _ => self.policy.services[2],
-        }
-    }
-
-    fn in_service(&self, uid: u32, service: &str) -> bool {
-        named(self.rules_of(service), uid)
-    }
-
-    fn may_read(&self, uid: u32, path: &'static str) -> bool {
-        let narrowed = path != "app/k2" || named(self.policy.narrow, uid);
-        self.in_service(uid, split(path).0) && narrowed
-    }
-
-    /// Whether who opened a file may still have it, as far as is known: a group is looked up only where no rule before it
-    /// says yes, which is uid 3's alone.
-    fn still(&self, opener: u32, path: &'static str) -> Still {
-        let by = |rules: [bool; 4]| match named(rules, opener) {
-            true => Still::Yes,
-            false if rules[3] && opener != 3 => Still::Unsure,
-            false => Still::No,
-        };
-        let service = by(self.rules_of(split(path).0));
-        let own = match path {
-            "app/k2" => by(self.policy.narrow),
-            _ => Still::Yes,
-        };
-        match (service, own) {
-            (Still::No, _) | (_, Still::No) => Still::No,
-            (Still::Yes, Still::Yes) => Still::Yes,
-            (Still::Unsure, _) | (_, Still::Unsure) => Still::Unsure,
-        }
-    }
-
-    // Backends.
 
     fn backend_of(&self, place: &str) -> char {
         if self.one_store {
@@ -313,101 +260,6 @@ impl Model {
         let folders: BTreeSet<_> = folders.collect();
         folders.into_iter().map(str::to_owned).collect()
     }
-
-    fn changed(&mut self, place: &'static str, announced: bool, written: bool) {
-        if !announced && self.backend_of(place) == 'a' {
-            return;
-        }
-        let changed = self.backend_of(place);
-        let lists = self.lists.iter_mut();
-        for (_, (_, at)) in lists.filter(|((backend, _), _)| *backend == changed) {
-            *at = None;
-        }
-        let shows = |path: &&'static str| places_of(path).contains(&place);
-        self.records.remove(place);
-        self.absences.remove(place);
-        for path in SECRETS.into_iter().filter(shows) {
-            self.forget(path);
-        }
-        self.follow_all(SECRETS.into_iter().filter(shows).collect(), written);
-    }
-
-    /// The same for several, all at once.
-    fn follow_all(&mut self, mut paths: Vec<&'static str>, written: bool) {
-        // It asks elsewhere first.
-        paths.sort_by_key(|path| *path == "app/either");
-        self.at_once = Some(AtOnce::default());
-        for path in paths {
-            self.follow(path, written);
-        }
-        self.all_have_answered();
-    }
-
-    /// What the daemon does of itself when a value has changed.
-    fn follow(&mut self, path: &'static str, written: bool) {
-        let secret = self.current.get(path).map(|node| self.nodes[*node].secret);
-        match secret.filter(|secret| self.newest[*secret] > 0) {
-            Some(secret) => match self.fetch(path) {
-                Ok(given) if given.generation.number <= self.newest[secret] => {}
-                Ok(given) => self.replace(path, Some(&given.generation)),
-                Err(No::Absent) => {
-                    self.numbers += 1;
-                    self.newest[secret] = self.numbers;
-                    self.remove(path);
-                }
-                Err(_) => self.replace(path, None),
-            },
-            None if !self.watched.contains(split(path).0) => {}
-            None if written || self.exists(path) => self.replace(path, None),
-            None => self.remove(path),
-        }
-    }
-
-    fn exists(&mut self, path: &'static str) -> bool {
-        let (service, name) = split(path);
-        is_bound(path)
-            || self
-                .list(self.folder_of(service), service)
-                .map_or(true, |names| names.iter().any(|known| known == name))
-    }
-
-    /// The name leads to another inode from now on.
-    fn replace(&mut self, path: &'static str, generation: Option<&Generation>) {
-        let before = self.current.get(path).map(|node| self.nodes[*node].secret);
-        let secret = before.unwrap_or_else(|| {
-            self.newest.push(0);
-            self.newest.len() - 1
-        });
-        if let Some(generation) = generation {
-            self.newest[secret] = self.newest[secret].max(generation.number);
-        }
-        self.current.insert(path, self.nodes.len());
-        self.nodes.push(Node {
-            path,
-            secret,
-            barred: false,
-            size: generation.map_or(0, length),
-            shown: generation.map(|generation| generation.number),
-        });
-    }
-
-    fn remove(&mut self, path: &'static str) {
-        if is_bound(path) {
-            self.replace(path, None);
-        } else {
-            self.current.remove(path);
-        }
-    }
-
-    /// Somebody was given this generation through this inode.
-    fn noticed(&mut self, node: usize, generation: &Generation) {
-        let Node { path, secret, .. } = self.nodes[node];
-        let before = self.newest[secret];
-        self.newest[secret] = before.max(generation.number);
-        if before != 0 && before < generation.number {
-            self.replace(path, Some(generation));
-        }
-    }
 }
 
 impl System for Model {
@@ -425,8 +277,15 @@ impl System for Model {
         seen
     }
 
-    fn asked(&self) -> Option<(usize, usize)> {
-        Some((self.reads, self.listings))
+    fn asked(&self) -> Option<Asked> {
+        let mut revoked = self.revoked.clone();
+        revoked.sort();
+        Some(Asked {
+            reads: self.reads,
+            lists: self.listings,
+            renewals: self.renewals,
+            revoked,
+        })
     }
 
     fn log(&mut self) -> Option<Vec<String>> {
@@ -521,15 +380,22 @@ impl Model {
                 self.enforce();
             }
             Op::Pass { seconds } => self.now += seconds,
+            Op::Tend => self.tend(),
+            Op::Limit { left } => self.limit(*left),
+            Op::TakeAway { path } => self.take_away(path),
+            Op::Off { seconds, dies } => {
+                self.switch_off(*seconds);
+                if *dies {
+                    self.restart();
+                }
+            }
+            Op::Die { seconds } => {
+                self.now += seconds;
+                self.restart();
+            }
         }
         Ok(Seen::Done)
     }
-}
-
-fn named(rules: [bool; 4], uid: u32) -> bool {
-    UIDS.into_iter()
-        .zip(rules)
-        .any(|(who, named)| who == uid && named)
 }
 
 fn length(generation: &Generation) -> u64 {

@@ -13,7 +13,7 @@ use crate::common::daemon::Daemon;
 use crate::common::probe::{Probe, Who};
 use crate::common::{DEADLINE, eventually};
 use crate::core::wrapped;
-use crate::language::{Answer, Op, Policy, Seen, System, UIDS};
+use crate::language::{Answer, Asked, Op, Policy, Seen, System, UIDS};
 
 pub struct Mounted {
     /// A process of each user; they end before the daemon does.
@@ -163,7 +163,15 @@ impl Mounted {
                 fs::write(self.daemon.at("config.toml"), text).unwrap();
                 self.daemon.secretfs(&["reload"], b"").expect_ok();
             }
-            Op::Rollback { .. } | Op::Weather { .. } | Op::Pass { .. } => {}
+            // Time and storms are not at hand here, nor what the daemon does of itself.
+            Op::Rollback { .. }
+            | Op::Weather { .. }
+            | Op::Pass { .. }
+            | Op::Tend
+            | Op::Limit { .. }
+            | Op::TakeAway { .. }
+            | Op::Die { .. }
+            | Op::Off { .. } => {}
         }
         Ok(Seen::Done)
     }
@@ -180,7 +188,14 @@ impl System for Mounted {
     fn can(&self, op: &Op) -> bool {
         !matches!(
             op,
-            Op::Rollback { .. } | Op::Weather { .. } | Op::Pass { .. }
+            Op::Rollback { .. }
+                | Op::Weather { .. }
+                | Op::Pass { .. }
+                | Op::Tend
+                | Op::Limit { .. }
+                | Op::TakeAway { .. }
+                | Op::Die { .. }
+                | Op::Off { .. }
         )
     }
 
@@ -204,7 +219,7 @@ impl System for Mounted {
         }
     }
 
-    fn asked(&self) -> Option<(usize, usize)> {
+    fn asked(&self) -> Option<Asked> {
         None
     }
 

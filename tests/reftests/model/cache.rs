@@ -1,5 +1,6 @@
 //! The rules of the cache: what is asked for, for whom, and what is shown meanwhile.
 
+use super::config::{field_of, stale_of};
 use super::*;
 
 impl Model {
@@ -42,11 +43,10 @@ impl Model {
     }
 
     pub(super) fn fetch(&mut self, path: &'static str) -> Result<Given, No> {
-        if let Some(cached) = self.values.get(path)
-            && (cached.forever || self.now - cached.at < TTL)
-        {
+        self.claim(path);
+        if let Some(generation) = self.fresh(path) {
             return Ok(Given {
-                generation: cached.generation.clone(),
+                generation,
                 waited: false,
                 stale: false,
             });
@@ -104,15 +104,40 @@ impl Model {
         }
     }
 
+    /// What is shown without asking anybody. A lease is in use by this.
+    fn fresh(&mut self, path: &'static str) -> Option<Generation> {
+        let now = self.now;
+        let cached = self.values.get(path)?;
+        let young = cached.forever || !cached.old && now - cached.at < TTL;
+        let (generation, place, version) =
+            (cached.generation.clone(), cached.place, cached.version);
+        let young = match self.lease_of(place, version) {
+            Some(lease) => {
+                lease.asked = true;
+                lease.is_current(now)
+            }
+            None => young,
+        };
+        young.then_some(generation)
+    }
+
     /// What may stand in for a value that cannot be had.
-    fn old(&self, path: &'static str) -> Option<Generation> {
+    fn old(&mut self, path: &'static str) -> Option<Generation> {
+        let now = self.now;
         let old = self.values.get(path)?;
-        (self.now - old.at < TTL + stale_of(path)).then(|| old.generation.clone())
+        let (generation, place, version) = (old.generation.clone(), old.place, old.version);
+        let ttl = if old.old { 0 } else { TTL };
+        let not_too_old = now - old.at < ttl + stale_of(path);
+        let may = match self.lease_of(place, version) {
+            Some(lease) => lease.is_alive(now),
+            None => not_too_old,
+        };
+        may.then_some(generation)
     }
 
     /// Who has to be asked until the value is found that is held.
     fn backends_asked(&self, path: &'static str) -> Vec<char> {
-        let (held, ..) = self.generations[path];
+        let held = self.values[path].place;
         let places = places_of(path);
         let last = places.iter().position(|place| *place == held).unwrap();
         let asked = places[..=last].iter();
@@ -124,13 +149,21 @@ impl Model {
 
     /// Whether it was found out lately, for whomever, what is at a place.
     fn is_known(&self, place: &str) -> bool {
-        let forever = self.backend_of(place) == 'b';
-        let record = self.records.get(place);
-        record.is_some_and(|record| forever || self.now - record.at < TTL)
+        self.young_record(place).is_some()
             || self
                 .absences
                 .get(place)
                 .is_some_and(|at| self.now - at < ABSENT)
+    }
+
+    fn young_record(&self, place: &str) -> Option<&Record> {
+        let record = self.records.get(place)?;
+        let lease = self.leases.get(&record.version);
+        let young = match lease.filter(|_| place == LEASED) {
+            Some(lease) => lease.is_current(self.now),
+            None => self.backend_of(place) == 'b' || !record.old && self.now - record.at < TTL,
+        };
+        young.then_some(record)
     }
 
     fn ask(&mut self, path: &'static str) -> Result<Generation, No> {
@@ -138,47 +171,79 @@ impl Model {
         let mut at = self.now;
         for place in places_of(path) {
             forever &= self.backend_of(place) == 'b';
-            let Some(record) = self.record(place, path)? else {
+            let Some(record) = self.record(place, Some(path))? else {
                 at = at.min(*self.absences.get(place).unwrap_or(&at));
                 continue;
             };
-            at = at.min(record.at);
-            let Record { value, version, .. } = record;
-            let number = match self.generations.get(path) {
-                Some((from, same, number)) if *from == place && *same == version => *number,
-                _ => {
-                    self.numbers += 1;
-                    self.generations
-                        .insert(path, (place, version, self.numbers));
-                    self.numbers
-                }
+            let Record {
+                value,
+                version,
+                at: read,
+                ..
+            } = record;
+            at = at.min(read);
+            let Some(value) = cut(value, field_of(path))? else {
+                continue;
             };
-            let generation = Generation { number, value };
+            let number = self.number(path, place, version);
+            self.cuts += 1;
+            let generation = Generation {
+                number,
+                cut: self.cuts,
+                value,
+            };
+            if let Some(lease) = self.lease_of(place, version) {
+                lease.asked = true;
+            }
             let cached = Cached {
                 generation: generation.clone(),
+                place,
+                version,
+                read,
                 at,
                 forever,
+                old: false,
             };
             self.values.insert(path, cached);
-            for (other, record) in &mut self.records {
-                match *other == place {
-                    true => record.users.insert(path),
-                    false => record.users.remove(path),
-                };
+            self.leave(path, Some(place));
+            if let Some(record) = self.records.get_mut(place) {
+                record.users.insert(path);
             }
-            self.records.retain(|_, record| !record.users.is_empty());
             return Ok(generation);
         }
         Err(No::Absent)
     }
 
-    /// What is at a place: read now, if it was not read lately.
-    fn record(&mut self, place: &'static str, path: &'static str) -> Result<Option<Record>, No> {
+    /// Our number for a version of a secret: the one that it was last shown under, or another one.
+    pub(super) fn number(
+        &mut self,
+        path: &'static str,
+        place: &'static str,
+        version: u64,
+    ) -> usize {
+        match self.generations.get(path) {
+            Some((from, same, number)) if *from == place && *same == version => *number,
+            _ => {
+                self.numbers += 1;
+                self.generations
+                    .insert(path, (place, version, self.numbers));
+                self.numbers
+            }
+        }
+    }
+
+    /// What is at a place, for a secret: read now, if it was not read lately.
+    pub(super) fn record(
+        &mut self,
+        place: &'static str,
+        path: Option<&'static str>,
+    ) -> Result<Option<Record>, No> {
         let backend = self.backend_of(place);
-        if let Some(record) = self.records.get(place)
-            && (backend == 'b' || self.now - record.at < TTL)
-        {
-            return Ok(Some(record.clone()));
+        if let Some(record) = self.young_record(place).cloned() {
+            if let Some(lease) = self.lease_of(place, record.version) {
+                lease.made_for.extend(path);
+            }
+            return Ok(Some(record));
         }
         if let Some(at) = self.absences.get(place)
             && self.now - at < ABSENT
@@ -199,10 +264,15 @@ impl Model {
         }
         self.hear(backend, storm);
         self.reads += 1;
-        let found = self.places.get(place).filter(|found| found.exists);
-        let found = found.map(|found| found.versions.last().unwrap().clone());
+        let found = match storm {
+            None => self.read_at(place),
+            Some(_) => None,
+        };
         let failed = match (storm, found) {
             (None, Some((value, version))) => {
+                if let Some(lease) = self.lease_of(place, version) {
+                    lease.made_for.extend(path);
+                }
                 let mut users = BTreeSet::new();
                 match self.records.remove(place) {
                     Some(same) if same.version == version => users = same.users,
@@ -214,6 +284,7 @@ impl Model {
                     value,
                     version,
                     at,
+                    old: false,
                     users,
                 };
                 self.absences.remove(place);
@@ -232,12 +303,8 @@ impl Model {
             (Some(no), _) => {
                 if no == No::Refused {
                     self.absences.remove(place);
-                }
-                if let Some(gone) = self.records.get(place).filter(|_| no == No::Refused) {
                     // Who reads next finds out.
-                    for user in gone.users.clone() {
-                        self.forget(user);
-                    }
+                    self.drop_record(place);
                 }
                 Err(no)
             }
@@ -248,22 +315,52 @@ impl Model {
         failed.map(|()| None)
     }
 
+    /// What a backend has at a place.
+    fn read_at(&mut self, place: &str) -> Option<(String, u64)> {
+        if place == LEASED && !self.one_store {
+            return Some(self.make());
+        }
+        let found = self.places.get(place).filter(|found| found.exists)?;
+        found.versions.last().cloned()
+    }
+
     /// There is another record now, and who asked for it knows.
-    fn overtake(&mut self, record: Record, by: &'static str) {
+    fn overtake(&mut self, record: Record, by: Option<&'static str>) {
         for user in record.users {
             self.values.remove(user);
-            if user != by {
+            if Some(user) != by {
                 self.overtaken.insert(user);
             }
+        }
+    }
+
+    /// Drops a record, and what was cut from it.
+    pub(super) fn drop_record(&mut self, place: &str) {
+        let gone = self.records.remove(place);
+        for user in gone.into_iter().flat_map(|gone| gone.users) {
+            self.values.remove(user);
         }
     }
 
     /// Drops a value, and its record if no other was cut from it.
     pub(super) fn forget(&mut self, path: &'static str) {
         self.values.remove(path);
-        self.records.retain(|_, record| {
-            record.users.remove(path);
-            !record.users.is_empty()
+        self.leave(path, None);
+    }
+
+    /// A secret shows nothing of the records at other places. They go with their last user.
+    fn leave(&mut self, path: &'static str, place: Option<&'static str>) {
+        self.records.retain(|at, record| {
+            Some(*at) == place || !record.users.remove(path) || !record.users.is_empty()
         });
     }
+}
+
+/// What a secret shows of a record, if that has the field.
+fn cut(record: String, field: Option<&str>) -> Result<Option<String>, No> {
+    let Some(field) = field else {
+        return Ok(Some(record));
+    };
+    let fields: HashMap<String, String> = serde_json::from_str(&record).map_err(|_| No::Garbled)?;
+    Ok(fields.get(field).cloned())
 }

@@ -1,5 +1,6 @@
 //! The rules of the tree: names, inodes, handles, and what becomes of them when something changes.
 
+use super::config::BOUND;
 use super::*;
 
 impl Model {
@@ -57,7 +58,7 @@ impl Model {
             .list(self.folder_of(folder), folder)
             .map_err(No::errno)?;
         if folder == "app" {
-            names.extend(["alias".to_owned(), "either".to_owned()]);
+            names.extend(BOUND.map(str::to_owned));
         }
         names.sort();
         Ok(names)
