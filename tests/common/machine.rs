@@ -13,6 +13,8 @@ pub(crate) enum Need {
     Fuse,
     /// A program.
     Program(&'static str),
+    /// A command of cargo's that is no part of it.
+    Cargo(&'static str),
     /// A module of Python's.
     Module(&'static str),
     /// The program of systemd itself, which need not have booted the machine.
@@ -79,6 +81,14 @@ impl Need {
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Fuse => Path::new("/dev/fuse").exists(),
             Self::Program(name) => program(name).is_some(),
+            Self::Cargo(name) => {
+                let mut command = Command::new(env!("CARGO"));
+                command.args([name, "--version"]).stderr(Stdio::null());
+                command
+                    .stdout(Stdio::null())
+                    .status()
+                    .is_ok_and(|status| status.success())
+            }
             Self::Module(name) => program(super::probe::PYTHON).is_some_and(|python| {
                 let import = format!("import {name}");
                 let mut command = Command::new(python);

@@ -1,0 +1,115 @@
+//! A Debian of its own, booted by systemd in a container that shares nothing with this machine but the kernel.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::common::daemon::tool;
+use crate::common::folder::Folder;
+use crate::common::kept::Kept;
+use crate::common::{Output, eventually, run};
+
+/// How long it may take to boot. Mostly it is a second.
+const BOOT: Duration = Duration::from_secs(60);
+
+/// Gone when dropped.
+#[derive(Debug)]
+pub(crate) struct Host {
+    /// Ends before its files go.
+    container: Kept,
+    _folder: Folder,
+}
+
+/// Builds the package, which takes as long as a release does.
+#[track_caller]
+pub(crate) fn build() -> PathBuf {
+    last_line("systemd/debian/build")
+}
+
+impl Host {
+    /// Boots one that has this file as `/secretfs.deb`.
+    #[track_caller]
+    pub(crate) fn boot(package: &Path) -> Self {
+        let folder = Folder::new();
+        let root = folder.at("root");
+        fs::create_dir(&root).unwrap();
+        let mut unpack = Command::new(tool("tar"));
+        unpack.arg("--extract").arg("--file");
+        unpack.arg(last_line("tests/packages/debian"));
+        unpack.arg("--directory").arg(&root);
+        run(&mut unpack, b"").expect_ok();
+        fs::copy(package, root.join("secretfs.deb")).unwrap();
+        let words = [
+            &tool("systemd-nspawn"),
+            "--quiet",
+            "--boot",
+            "--register=no",
+            "--keep-unit",
+            "--bind=/dev/fuse",
+            "--capability=CAP_SYS_ADMIN",
+            &format!("--machine=secretfs-{}", std::process::id()),
+            &format!("--directory={}", root.display()),
+        ];
+        let host = Self {
+            container: Kept::start(&folder, Signal::SIGKILL, None, &words),
+            _folder: folder,
+        };
+        let booted = eventually(BOOT, || {
+            let state = host.shell("systemctl is-system-running");
+            state.is_some_and(|output| output.stdout == b"running\n")
+        });
+        assert!(booted, "it does not boot");
+        host
+    }
+
+    /// What a script prints on either stream, if none of its commands fails.
+    #[track_caller]
+    pub(crate) fn does(&self, script: &str) -> String {
+        let output = self.shell(&format!("set -e; exec 2>&1; {script}"));
+        let output = output.expect("it has booted");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{script}: {said}");
+        said
+    }
+
+    /// The same, without the end of its last line.
+    #[track_caller]
+    pub(crate) fn says(&self, script: &str) -> String {
+        self.does(script).trim_end_matches('\n').to_owned()
+    }
+
+    /// Runs a script in it; nothing while there is nothing to run it in.
+    #[track_caller]
+    fn shell(&self, script: &str) -> Option<Output> {
+        let nspawn = self.container.pid();
+        let children = fs::read_to_string(format!("/proc/{nspawn}/task/{nspawn}/children"));
+        let init = children.ok()?.split_whitespace().next()?.to_owned();
+        let mut command = Command::new(tool("nsenter"));
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .args(["--all", "--target", &init])
+            .args(["bash", "-c", script]);
+        Some(run(&mut command, b""))
+    }
+}
+
+/// The file that a script makes, by the last line that it says.
+#[track_caller]
+fn last_line(script: &str) -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
+    let mut command = Command::new(&script);
+    command.stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}: {}",
+        script.display(),
+        output.status
+    );
+    let said = String::from_utf8(output.stdout).unwrap();
+    PathBuf::from(said.lines().last().unwrap())
+}
