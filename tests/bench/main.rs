@@ -86,7 +86,7 @@ const FULL: Scale = Scale {
         turns: 3000,
         many: 10_000,
         // In all rounds together fewer than a uid has fetched in a minute.
-        cold: 60,
+        cold: 50,
         readers: 1000,
         writes: 100,
         poll: Duration::from_secs(30),

@@ -54,7 +54,8 @@ impl Host {
             &format!("--directory={}", root.display()),
         ];
         let host = Self {
-            container: Kept::start(&folder, Signal::SIGKILL, None, &words),
+            // Killed, it would leave what it has booted running.
+            container: Kept::start(&folder, Signal::SIGTERM, None, &words),
             _folder: folder,
         };
         let booted = eventually(BOOT, || {
