@@ -1,4 +1,4 @@
-//! A Debian of its own, booted by systemd in a container that shares nothing with this machine but the kernel.
+//! A Debian of its own, booted by systemd in a container without a network.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::common::cgroups::Cgroups;
 use crate::common::daemon::tool;
 use crate::common::folder::Folder;
 use crate::common::kept::Kept;
@@ -15,11 +16,22 @@ use crate::common::{Output, eventually, run};
 /// How long it may take to boot. Mostly it is a second.
 const BOOT: Duration = Duration::from_secs(60);
 
+/// Runs a program in the cgroups that are named before it, where all that it starts stays.
+const IN_CGROUPS: &str = r#"
+while [ "$1" != -- ]; do
+    echo $$ >"$1/cgroup.procs" || exit
+    shift
+done
+shift
+exec "$@"
+"#;
+
 /// Gone when dropped.
 #[derive(Debug)]
 pub(crate) struct Host {
-    /// Ends before its files go.
+    /// Ends first, then whoever is left of it, then its files go.
     container: Kept,
+    _cgroups: Cgroups,
     _folder: Folder,
 }
 
@@ -28,6 +40,17 @@ pub(crate) struct Host {
 pub(crate) fn build() -> PathBuf {
     last_line("systemd/debian/build")
 }
+
+/// What it is booted with. Systemd's word for it is that it has a unit of its own already.
+const NSPAWN: [&str; 7] = [
+    "--quiet",
+    "--boot",
+    "--register=no",
+    "--keep-unit",
+    "--private-network",
+    "--bind=/dev/fuse",
+    "--capability=CAP_SYS_ADMIN",
+];
 
 impl Host {
     /// Boots one that has this file as `/secretfs.deb`.
@@ -42,27 +65,30 @@ impl Host {
         unpack.arg("--directory").arg(&root);
         run(&mut unpack, b"").expect_ok();
         fs::copy(package, root.join("secretfs.deb")).unwrap();
-        let words = [
-            &tool("systemd-nspawn"),
-            "--quiet",
-            "--boot",
-            "--register=no",
-            "--keep-unit",
-            "--bind=/dev/fuse",
-            "--capability=CAP_SYS_ADMIN",
-            &format!("--machine=secretfs-{}", std::process::id()),
-            &format!("--directory={}", root.display()),
-        ];
+        let cgroups = Cgroups::make("host");
+        let mut words = ["sh", "-c", IN_CGROUPS, "sh"].map(str::to_owned).to_vec();
+        let paths = cgroups.paths();
+        words.extend(paths.iter().map(|path| path.display().to_string()));
+        words.extend(["--", &tool("systemd-nspawn")].map(str::to_owned));
+        words.extend(NSPAWN.map(str::to_owned));
+        words.push(format!("--machine={}", cgroups.name()));
+        words.push(format!("--directory={}", root.display()));
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let host = Self {
             // Killed, it would leave what it has booted running.
             container: Kept::start(&folder, Signal::SIGTERM, None, &words),
+            _cgroups: cgroups,
             _folder: folder,
         };
         let booted = eventually(BOOT, || {
             let state = host.shell("systemctl is-system-running");
             state.is_some_and(|output| output.stdout == b"running\n")
         });
-        assert!(booted, "it does not boot");
+        if !booted {
+            let failed = host.shell("systemctl is-system-running; systemctl --failed");
+            let log = fs::read_to_string(host._folder.at("server.log"));
+            panic!("it does not boot: {failed:?}\n{log:?}");
+        }
         host
     }
 
@@ -88,6 +114,13 @@ impl Host {
         let nspawn = self.container.pid();
         let children = fs::read_to_string(format!("/proc/{nspawn}/task/{nspawn}/children"));
         let init = children.ok()?.split_whitespace().next()?.to_owned();
+        // Before it is the first of processes of its own it has this machine's files.
+        let status = fs::read_to_string(format!("/proc/{init}/status")).ok()?;
+        let numbers = status
+            .lines()
+            .find_map(|line| line.strip_prefix("NSpid:"))?;
+        let numbers: Vec<&str> = numbers.split_whitespace().collect();
+        (numbers.len() > 1 && numbers.ends_with(&["1"])).then_some(())?;
         let mut command = Command::new(tool("nsenter"));
         command
             .env_clear()

@@ -19,11 +19,13 @@ use common::machine::{Need, has, needs};
 use host::Host;
 
 /// What this needs besides a mount.
-const NEEDS: [Need; 4] = [
+const NEEDS: [Need; 6] = [
     Need::Program("mmdebstrap"),
     Need::Program("systemd-nspawn"),
     Need::Program("nsenter"),
+    Need::Program("dpkg-shlibdeps"),
     Need::Cargo("deb"),
+    Need::Cgroups,
 ];
 
 const VALUE: &str = "only for those who may";
@@ -55,16 +57,26 @@ fn it_is_installed_used_upgraded_removed_and_purged() {
         "/usr/share/doc/secretfs/README.md",
         "/usr/share/doc/secretfs/docs/operations.md",
         "/usr/share/doc/secretfs/copyright",
-        "/usr/share/man/man1/secretfs.1",
-        "/usr/share/man/man1/secretfs-put.1",
+        "/usr/share/man/man1/secretfs.1.gz",
+        "/usr/share/man/man1/secretfs-put.1.gz",
         "/usr/share/bash-completion/completions/secretfs",
         "/usr/share/zsh/vendor-completions/_secretfs",
         "/usr/share/fish/vendor_completions.d/secretfs.fish",
         "/usr/lib/systemd/system/secretfs.service",
         "/usr/lib/sysusers.d/secretfs.conf",
     ] {
-        // A container's Debian leaves documentation out, but the package has it.
+        // It may leave documentation out as it unpacks, but the package has it.
         host.does(&format!("dpkg -L secretfs | grep -qxF {file}"));
+    }
+    let copyright =
+        "dpkg-deb --fsys-tarfile /secretfs.deb | tar -xO ./usr/share/doc/secretfs/copyright";
+    let copyright = host.says(copyright);
+    for part in [
+        "The secretfs authors",
+        "==== MIT ====",
+        "Permission is hereby granted",
+    ] {
+        assert!(copyright.contains(part), "{copyright}");
     }
     host.does("bash -n /usr/share/bash-completion/completions/secretfs");
 
@@ -72,7 +84,9 @@ fn it_is_installed_used_upgraded_removed_and_purged() {
     host.does("secretfs init && systemctl enable --now secretfs");
     host.does(&format!("printf '{VALUE}' | secretfs put demo/word"));
     assert_eq!(host.says("cat /secrets/demo/word"), VALUE);
-    host.does("! setpriv --reuid 65534 --regid 65534 --clear-groups cat /secrets/demo/word");
+    let somebody =
+        "setpriv --reuid 65534 --regid 65534 --clear-groups cat /secrets/demo/word || true";
+    assert!(host.says(somebody).ends_with("Permission denied"));
     let server = host.says("systemctl show -P MainPID secretfs");
     host.does("secretfs doctor");
 
@@ -95,7 +109,10 @@ fn it_is_installed_used_upgraded_removed_and_purged() {
     );
     host.does("! grep -q ' /secrets ' /proc/self/mounts");
     host.does("test -s /etc/secretfs/identity.txt && test -s /var/lib/secretfs/store.age");
-    host.does("dpkg -i /secretfs.deb && systemctl start secretfs");
+    let said = host.does("dpkg -i /secretfs.deb");
+    assert!(said.contains("systemctl enable --now secretfs"), "{said}");
+    assert_eq!(host.says("systemctl is-enabled secretfs"), "enabled");
+    host.does("systemctl start secretfs");
     assert_eq!(host.says("cat /secrets/demo/word"), VALUE);
 
     let said = host.does("dpkg -P secretfs");
@@ -104,6 +121,7 @@ fn it_is_installed_used_upgraded_removed_and_purged() {
         host.does(&format!("! test -e {folder}"));
     }
     host.does("! test -e /secrets && ! dpkg -L secretfs");
+    host.does("! test -L /etc/systemd/system/multi-user.target.wants/secretfs.service");
     // Nothing that the package brought failed on its way.
     assert_eq!(host.says("systemctl --failed --no-legend --plain"), "");
 }
