@@ -14,7 +14,7 @@
 )]
 
 use proptest::prelude::*;
-use proptest::test_runner::{RngSeed, TestRunner};
+use proptest::test_runner::TestRunner;
 
 #[path = "../common/callers.rs"]
 mod callers;
@@ -60,17 +60,8 @@ fn compare(system: &mut impl System, model: &mut Model, ops: &[Op]) -> Result<()
     Ok(())
 }
 
-/// A change is tried with the same cases as the one before it, so that what fails is the change's; `tests/soak` goes through
-/// others each time.
-fn seed() -> RngSeed {
-    match patience() {
-        1 => RngSeed::Fixed(2),
-        _ => RngSeed::Random,
-    }
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512 * patience(), failure_persistence: None, rng_seed: seed(), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512 * patience(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_core_does_what_the_model_does(policy in policies(), ops in ops()) {
@@ -153,7 +144,7 @@ fn a_mount_does_what_the_model_does() {
         cases: 8 * patience(),
         max_shrink_iters: 60,
         failure_persistence: None,
-        rng_seed: seed(),
+
         ..ProptestConfig::default()
     };
     let mut runner = TestRunner::new(config);
@@ -165,4 +156,46 @@ fn a_mount_does_what_the_model_does() {
         )
     });
     outcome.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// What random operations found once in some thousands: of two secrets that are cut from one record, one is asked for again
+/// before the first of two servers dies, and the other only after the second.
+#[test]
+fn what_was_inherited_twice_is_as_old_as_it_was_last_found() {
+    let policy = Policy {
+        services: [[true; 4]; 3],
+        narrow: [true; 4],
+        cached: false,
+    };
+    let put = |place: &'static str, announced| Op::Put {
+        place,
+        value: place.to_owned(),
+        announced,
+    };
+    let ops = [
+        put("a:x/first", false),
+        put("a:x/last", false),
+        Op::Open {
+            uid: 1,
+            path: "app/either",
+        },
+        Op::Pass { seconds: 3600 },
+        Op::Open {
+            uid: 1,
+            path: "app/second",
+        },
+        Op::Weather {
+            backend: 'a',
+            weather: faulty::Weather::Down,
+        },
+        Op::Die { seconds: 0 },
+        put("a:x/last", true),
+        Op::Die { seconds: 0 },
+        Op::Stat {
+            uid: 1,
+            path: "app/either",
+        },
+    ];
+    let (mut core, mut model) = (Core::new(&policy), Model::new(&policy, false));
+    compare(&mut core, &mut model, &ops).unwrap();
 }

@@ -31,6 +31,11 @@ impl Model {
             (record.at, record.old) = (last.read, last.old);
             true
         });
+        // So is each of them, whether or not anybody has come for it before the next server ends.
+        for cached in self.values.values_mut() {
+            let record = &self.records[cached.place];
+            (cached.read, cached.old) = (record.at, record.old);
+        }
     }
 
     /// The daemon ends for good, and so do the leases. What is kept meanwhile only stands in for a backend that cannot be
