@@ -144,15 +144,27 @@ pub(crate) fn vault_program() -> Option<PathBuf> {
 /// Runs the script that builds Vault, and says what it says.
 #[track_caller]
 fn build(words: &[&str]) -> PathBuf {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/build");
-    let output = Command::new(script)
+    made_by("tests/servers/build", words)
+}
+
+/// The file that one of our scripts makes, which its last line says.
+#[track_caller]
+pub(crate) fn made_by(script: &str, words: &[&str]) -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
+    let output = Command::new(&script)
         .args(words)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
         .unwrap();
-    assert!(output.status.success(), "{script}: {}", output.status);
-    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+    assert!(
+        output.status.success(),
+        "{}: {}",
+        script.display(),
+        output.status
+    );
+    let said = String::from_utf8(output.stdout).unwrap();
+    PathBuf::from(said.lines().last().unwrap())
 }
 
 /// The client that Python programs use, and its version.

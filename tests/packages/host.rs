@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -11,6 +11,7 @@ use crate::common::cgroups::Cgroups;
 use crate::common::daemon::tool;
 use crate::common::folder::Folder;
 use crate::common::kept::Kept;
+use crate::common::machine::made_by;
 use crate::common::{Output, eventually, run};
 
 /// How long it may take to boot. Mostly it is a second.
@@ -38,7 +39,7 @@ pub(crate) struct Host {
 /// Builds the package, which takes as long as a release does.
 #[track_caller]
 pub(crate) fn build() -> PathBuf {
-    last_line("systemd/debian/build")
+    made_by("systemd/debian/build", &[])
 }
 
 /// What it is booted with. Systemd's word for it is that it has a unit of its own already.
@@ -61,7 +62,7 @@ impl Host {
         fs::create_dir(&root).unwrap();
         let mut unpack = Command::new(tool("tar"));
         unpack.arg("--extract").arg("--file");
-        unpack.arg(last_line("tests/packages/debian"));
+        unpack.arg(made_by("tests/packages/debian", &[]));
         unpack.arg("--directory").arg(&root);
         run(&mut unpack, b"").expect_ok();
         fs::copy(package, root.join("secretfs.deb")).unwrap();
@@ -129,21 +130,4 @@ impl Host {
             .args(["bash", "-c", script]);
         Some(run(&mut command, b""))
     }
-}
-
-/// The file that a script makes, by the last line that it says.
-#[track_caller]
-fn last_line(script: &str) -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
-    let mut command = Command::new(&script);
-    command.stdin(Stdio::null()).stderr(Stdio::inherit());
-    let output = command.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}: {}",
-        script.display(),
-        output.status
-    );
-    let said = String::from_utf8(output.stdout).unwrap();
-    PathBuf::from(said.lines().last().unwrap())
 }
