@@ -508,10 +508,14 @@ impl Keeper<'_> {
     }
 
     /// After a server's death: waiters fail at once, and the place is free for a fresh mount.
-    fn clear(&self, serving: Serving) {
+    fn clear(&self, mut serving: Serving) {
         // What is stuck of the server may still hold the connection.
         self.mounts().iter().for_each(abort);
         drop(serving.device);
+        // That lets it go, and it must not stay behind as a zombie.
+        if !self.has_ended(&mut serving.child, KILL_DEADLINE) {
+            tracing::warn!("the kernel keeps the dead server; another is started beside it");
+        }
         if let Err(error) = self.mountpoint.detach() {
             tracing::warn!(%error, mount = %self.config.mount.display(), "the dead mount would not go");
         }
