@@ -15,7 +15,7 @@ use crate::caller::{Caller, CallerError, Evidence, Lookup};
 use crate::clock::Clock;
 use crate::events::{Events, What};
 use crate::policy::revocation::{Revocation, Revocations, Target};
-use crate::policy::{Decision, Policy, RuleName};
+use crate::policy::{Decision, Policy, Reason, RuleName};
 use crate::secret::{Name, SecretPath};
 use crate::sync::Swap;
 use crate::sys::Uid;
@@ -296,8 +296,9 @@ impl Access {
         }
         match self.rules.load().policy.check(opener, path) {
             Decision::Allowed(_) => Recheck::Allowed,
+            // Who the rules name is not known, for now.
+            Decision::Denied(Reason::Closed(_)) | Decision::Undecided(_) => Recheck::Unsure,
             Decision::Denied(_) => Recheck::Revoked,
-            Decision::Undecided(_) => Recheck::Unsure,
         }
     }
 

@@ -367,6 +367,18 @@ impl Cache {
         self.state().next_number()
     }
 
+    /// An earlier server has shown this under that number, so it keeps it (rule 6).
+    pub fn go_on_showing(
+        &self,
+        path: &SecretPath,
+        version: &Version,
+        reference: &Reference,
+        number: u64,
+    ) {
+        let mut state = self.state();
+        state.shown_number(path, version, reference, number, true);
+    }
+
     /// How much is held.
     #[must_use]
     pub fn figures(&self) -> Figures {

@@ -11,7 +11,7 @@ use crate::sys::{Gid, Tid, Uid};
 pub mod procfs;
 
 /// What is known of a caller. What is `None` has not been looked up yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Caller {
     /// The file-system uid, as the host sees it.
     pub uid: Uid,
@@ -66,7 +66,7 @@ pub enum Evidence {
 }
 
 /// What the kernel-written cgroup path says.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Cgroup {
     /// The first `.service` or `.scope` of the path.
     pub unit: Option<String>,

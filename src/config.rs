@@ -359,7 +359,9 @@ impl Default for SecretConfig {
 }
 
 /// Who is asked at a read.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub enum Reads {
     /// The reader is checked at each read; nothing is kept in the page cache.
     #[default]

@@ -25,10 +25,12 @@ mod editions;
 pub mod errno;
 mod handles;
 mod inodes;
+mod ledger;
 mod names;
 mod node;
 mod open;
 mod permits;
+mod restore;
 mod types;
 mod used;
 
@@ -38,14 +40,16 @@ pub use change::Change;
 pub use errno::FsError;
 pub use handles::Fh;
 pub use inodes::Ino;
+pub use ledger::{Ledger, Left, Negotiated, Unfit};
 pub use node::Tell;
 pub use open::{MAX_READ, outcome};
+pub use restore::{Unfinished, Values};
 pub use types::{
     Attr, DirEntry, Kernel, Kind, Opened, Readiness, Renaming, TreeFigures, Waiter, Xattr,
 };
 
 use editions::Editions;
-use handles::Handles;
+use handles::{Handles, Open};
 use inodes::{Inodes, Node};
 use names::Listing;
 use node::{SecretNode, View};
@@ -62,27 +66,32 @@ pub struct Tree {
     inodes: Inodes,
     handles: Handles,
     listings: Mutex<HashMap<Name, Listing>>,
+    ledger: Arc<Ledger>,
     kernel: OnceLock<Arc<dyn Kernel>>,
     started: Timestamp,
 }
 
 impl Tree {
-    /// The tree of `catalogue`, with values from `cache` for whom `access` permits. `started` is shown as the time of
-    /// what has none of its own.
+    /// The tree of `catalogue`, with values from `cache` for whom `access` permits. What the kernel is told of it stands in
+    /// `ledger`. `started` is shown as the time of what has none of its own.
     #[must_use]
     pub fn new(
         catalogue: Catalogue,
         access: Arc<Access>,
         cache: Arc<Cache>,
+        ledger: Arc<Ledger>,
         started: Timestamp,
     ) -> Arc<Self> {
+        // Above all that an earlier server has given.
+        let first = cache.next_number();
         Arc::new(Self {
             editions: Editions::new(catalogue, access.edition()),
             access,
             cache,
-            inodes: Inodes::new(),
-            handles: Handles::default(),
+            inodes: Inodes::new(Arc::clone(&ledger)),
+            handles: Handles::new(Arc::clone(&ledger), first),
             listings: Mutex::default(),
+            ledger,
             kernel: OnceLock::new(),
             started,
         })
@@ -97,6 +106,12 @@ impl Tree {
     #[must_use]
     pub fn catalogue(&self) -> Arc<Catalogue> {
         Arc::clone(&self.editions.current())
+    }
+
+    /// What the next server gets.
+    #[must_use]
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
     }
 
     /// Who decides.
@@ -196,25 +211,36 @@ impl Tree {
     /// Opens a directory: its listing is made now and stays the same until it is closed. Never fetches a value.
     pub fn opendir(self: &Arc<Self>, caller: Caller, ino: Ino) -> Answer<Reply<Fh>> {
         let tree = Arc::clone(self);
-        let add = move |entries: Reply<Arc<Vec<DirEntry>>>| {
-            entries.map(|entries| tree.handles.add_directory(entries))
-        };
+        let listing = self.list(caller, ino);
+        listing.map(move |entries| Ok(tree.handles.add_directory(ino, entries?)))
+    }
+
+    fn list(self: &Arc<Self>, caller: Caller, ino: Ino) -> Answer<Reply<Arc<Vec<DirEntry>>>> {
         match self.inodes.get(ino) {
-            Some(Node::Root) => self.list_services(caller).map(add),
-            Some(Node::Service(service)) => self.list_secrets(caller, service).map(add),
+            Some(Node::Root) => self.all_services(self.sees_defaults(&caller)),
+            Some(Node::Service(service)) => self.list_secrets(caller, service),
             // What is in them is known by name only.
-            Some(Node::Hidden(..)) => Answer::Ready(add(Ok(Arc::default()))),
+            Some(Node::Hidden(..)) => Answer::Ready(Ok(Arc::default())),
             Some(Node::Secret(_)) => Answer::Ready(Err(FsError::NotDirectory)),
             None => Answer::Ready(Err(FsError::Superseded)),
         }
     }
 
-    /// The listing of an open directory.
+    /// The listing of an open directory. One that an earlier server opened is made anew, for whoever reads it first.
     ///
     /// # Errors
-    /// [`FsError::BadHandle`]
-    pub fn readdir(&self, fh: Fh) -> Reply<Arc<Vec<DirEntry>>> {
-        self.handles.directory(fh).ok_or(FsError::BadHandle)
+    /// [`FsError::BadHandle`], or that the names are not at hand.
+    pub fn readdir(self: &Arc<Self>, caller: Caller, fh: Fh) -> Answer<Reply<Arc<Vec<DirEntry>>>> {
+        let ino = match self.handles.get(fh) {
+            Some(Open::Directory(entries)) => return Answer::Ready(Ok(entries)),
+            Some(Open::Unlisted(ino)) => ino,
+            Some(Open::File(_) | Open::Taken(_) | Open::Lost(_)) | None => {
+                return Answer::Ready(Err(FsError::BadHandle));
+            }
+        };
+        let tree = Arc::clone(self);
+        let listing = self.list(caller, ino);
+        listing.map(move |entries| Ok(tree.handles.list(fh, entries?)))
     }
 
     /// What `stat` would show of a line in the listing of `parent`, without fetching; `None` if it is gone. A name that has
@@ -407,7 +433,7 @@ impl Tree {
 
     /// The services that `caller` may see.
     pub fn services(self: &Arc<Self>, caller: Caller) -> Answer<Reply<Vec<Name>>> {
-        self.list_services(caller)
+        self.all_services(self.sees_defaults(&caller))
             .map(|entries| Ok(entries?.iter().map(|entry| entry.name.clone()).collect()))
     }
 

@@ -4,38 +4,38 @@
 //! takes its reply along into a task; the tree sees to the deadline.
 
 use std::ffi::OsStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyXattr, Request,
+    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 
-use crate::fs::{Answer, Fh, Ino, MAX_READ, Readiness, Reply, Tree, Waiter};
+use crate::fs::{Answer, Fh, Ino, MAX_READ, Negotiated, Readiness, Reply, Tree, Waiter};
 use crate::secret::Name;
 
+mod listing;
 mod notify;
 mod renames;
 mod session;
+mod takeover;
 mod words;
 
-pub use session::Session;
+pub use session::{Session, may_resend};
 
 use notify::Notices;
 use renames::Own;
-use words::{after, caller, dot, errno, file_attr, file_type, position, reply_xattr};
+use words::{caller, errno, file_attr, position, reply_xattr};
 
 /// How long the kernel may keep a name without asking again. We tell it when one changes; who may open is asked at the
 /// open in any case.
 const ENTRY_TTL: Duration = Duration::from_secs(60);
 /// Attributes are asked for each time, so that a size is never older than the value.
 const ATTR_TTL: Duration = Duration::ZERO;
-/// What READDIRPLUS gave, so that `ls -l` asks for each line once and not twice.
-const LISTING_TTL: Duration = Duration::from_secs(1);
 /// Inode numbers are never used twice, so all are of the same generation.
 const INODE_GENERATION: Generation = Generation(0);
 const BLOCK_SIZE: u32 = 4096;
@@ -47,7 +47,12 @@ struct Adapter {
     notices: Notices,
     /// The threads of our own that come to rename.
     own: Own,
+    /// What is agreed on with the kernel.
+    agreed: Arc<OnceLock<Negotiated>>,
 }
+
+/// Marks a request that the kernel sends once more, because the server that had it has died.
+const RESENT: u64 = 1 << 63;
 
 impl Adapter {
     /// Has one of our own threads make a change, if this is one. Nobody else changes anything.
@@ -68,6 +73,15 @@ impl Adapter {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(error)),
         }
+    }
+
+    /// The number of a request for a handle. One that an earlier server has made for it goes.
+    fn request(&self, req: &Request) -> u64 {
+        let number = req.unique().0;
+        if number & RESENT != 0 {
+            self.tree.comes_again(number & !RESENT);
+        }
+        number & !RESENT
     }
 
     /// Replies now or, if the tree has to wait, from a task.
@@ -93,6 +107,7 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+            InitFlags::FUSE_HAS_RESEND,
         ];
         for flag in wanted {
             if config.add_capabilities(flag).is_err() {
@@ -104,6 +119,10 @@ impl Filesystem for Adapter {
         // What it would not take it would not ask for either.
         let _ = config.set_max_write(most);
         let _ = config.set_max_readahead(most);
+        let _ = self.agreed.set(Negotiated {
+            minor: config.kernel_abi().1,
+            flags: config.capabilities().bits(),
+        });
         Ok(())
     }
 
@@ -156,6 +175,7 @@ impl Filesystem for Adapter {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let writing = flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
+        let request = self.request(req);
         let (tree, notices) = (Arc::clone(&self.tree), self.notices.clone());
         self.answer(
             self.tree.open(caller(req), Ino(ino.0), writing),
@@ -168,6 +188,7 @@ impl Filesystem for Adapter {
                 flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct);
                 flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_pages);
                 let handle = FileHandle(opened.fh.0);
+                tree.given(opened.fh, request);
                 match opened.tell {
                     None => reply.opened(handle, flags),
                     Some(tell) => {
@@ -229,10 +250,14 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let (tree, request) = (Arc::clone(&self.tree), self.request(req));
         self.answer(
             self.tree.opendir(caller(req), Ino(ino.0)),
             move |result| match result {
-                Ok(fh) => reply.opened(FileHandle(fh.0), FopenFlags::empty()),
+                Ok(fh) => {
+                    tree.given(fh, request);
+                    reply.opened(FileHandle(fh.0), FopenFlags::empty());
+                }
                 Err(error) => reply.error(errno(error)),
             },
         );
@@ -240,91 +265,33 @@ impl Filesystem for Adapter {
 
     fn readdir(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        let entries = match self.tree.readdir(Fh(fh.0)) {
-            Ok(entries) => entries,
-            Err(error) => return reply.error(errno(error)),
-        };
-        if entries.is_empty() {
-            return reply.ok();
-        }
-        for (index, name) in DOTS.into_iter().enumerate().skip(position(offset)) {
-            if reply.add(ino, after(index), FileType::Directory, name) {
-                return reply.ok();
-            }
-        }
-        for (index, entry) in entries
-            .iter()
-            .enumerate()
-            .skip(position(offset).saturating_sub(DOTS.len()))
-        {
-            if reply.add(
-                INodeNo(entry.ino.0),
-                after(index + DOTS.len()),
-                file_type(entry.kind),
-                entry.name.as_str(),
-            ) {
-                break;
-            }
-        }
-        reply.ok();
+        let entries = self.tree.readdir(caller(req), Fh(fh.0));
+        self.answer(entries, move |entries| match entries {
+            Ok(entries) => listing::list(ino, &entries, position(offset), reply),
+            Err(error) => reply.error(errno(error)),
+        });
     }
 
     fn readdirplus(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let entries = match self.tree.readdir(Fh(fh.0)) {
-            Ok(entries) => entries,
-            Err(error) => return reply.error(errno(error)),
-        };
-        if entries.is_empty() {
-            return reply.ok();
-        }
-        for (index, name) in DOTS.into_iter().enumerate().skip(position(offset)) {
-            // The kernel takes no look-up of these two, so what they look like does not matter.
-            let attr = file_attr(&dot(Ino(ino.0)));
-            if reply.add(
-                ino,
-                after(index),
-                name,
-                &Duration::ZERO,
-                &attr,
-                INODE_GENERATION,
-            ) {
-                return reply.ok();
-            }
-        }
-        for (index, entry) in entries
-            .iter()
-            .enumerate()
-            .skip(position(offset).saturating_sub(DOTS.len()))
-        {
-            let Some(attr) = self.tree.attr_of(Ino(ino.0), entry) else {
-                continue;
-            };
-            if reply.add(
-                INodeNo(attr.ino.0),
-                after(index + DOTS.len()),
-                entry.name.as_str(),
-                &LISTING_TTL,
-                &file_attr(&attr),
-                INODE_GENERATION,
-            ) {
-                break;
-            }
-            self.tree.looked_up(attr.ino);
-        }
-        reply.ok();
+        let tree = Arc::clone(&self.tree);
+        let entries = self.tree.readdir(caller(req), Fh(fh.0));
+        self.answer(entries, move |entries| match entries {
+            Ok(entries) => listing::list_plus(&tree, ino, &entries, position(offset), reply),
+            Err(error) => reply.error(errno(error)),
+        });
     }
 
     fn releasedir(
@@ -540,8 +507,3 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 }
-
-/// The two lines that each listing begins with, but for an empty one: that has no line at all. The kernel copies lines
-/// into the caller's memory while it holds the directory's lock, and memory can be made to wait. Who may read nothing
-/// here shall not be able to hold the others up with it.
-const DOTS: [&str; 2] = [".", ".."];

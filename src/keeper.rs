@@ -2,17 +2,18 @@
 //!
 //! It parses nothing but the config, has no network and no threads, and the server is its only lasting child. What it
 //! holds is the descriptor of `/dev/fuse`, the listening control socket, the lock, and memory that it never reads: the
-//! key of an identity that somebody had to open by hand, the values that the server has fetched, sealed, and the key to them.
+//! key of an identity that somebody had to open by hand, the values that the server has fetched, sealed, the key to them, and
+//! what the kernel knows of the mount. With that the next server goes on where one was killed, and no reader notices.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::process::{Child, ExitStatus};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -28,18 +29,24 @@ use crate::config::Config;
 use crate::control;
 use crate::sys::{SecretMemory, SharedMemory, Uid};
 
+mod falls;
 mod lookout;
 pub mod mountpoint;
 pub mod runtime;
+mod serving;
 
+use falls::{Falls, Next};
 use lookout::Lookout;
-use mountpoint::{Listed, MountError, Mounted, Mountpoint, abort, pass_on};
+use mountpoint::{Listed, MountError, Mountpoint, abort};
+use serving::{Held, Serving};
 
 /// The daemon's lock, below the runtime folder. Who holds it may change what belongs to the config.
 pub const LOCK: &str = "lock";
 
 /// What the server says when it can serve.
 pub const READY: [u8; 1] = *b"r";
+/// The same where the kernel sends nothing again that a dead server has not answered (Linux before 6.9).
+pub const READY_WITHOUT_RESEND: [u8; 1] = *b"o";
 /// What the server says when it was asked to end, by `secretfs unmount`.
 pub const END: [u8; 1] = *b"e";
 
@@ -47,14 +54,8 @@ pub const END: [u8; 1] = *b"e";
 const LOCK_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the server may take to drain before it is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
-/// The pause before the server is started again, doubled each time it dies young.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long the kernel may take for the end of a server that was killed.
 const KILL_DEADLINE: Duration = Duration::from_secs(2);
-/// A server that lived this long did not die young.
-const GROWN_UP: Duration = Duration::from_secs(60);
-
 /// Why the daemon could not be started or kept.
 #[derive(Debug, thiserror::Error)]
 pub enum KeeperError {
@@ -198,20 +199,6 @@ struct Keeper<'a> {
     values_key: SecretMemory,
 }
 
-/// A server and the mount that it serves.
-struct Serving {
-    child: Child,
-    started: Instant,
-    /// It has said [`READY`].
-    ready: bool,
-    /// Somebody has taken the mount away, and the server was told to end.
-    unmounted: bool,
-    /// The server says [`READY`] and [`END`] here.
-    word: UnixStream,
-    /// Held so that a later server can take the mount over; for now its closing lets waiters go.
-    device: OwnedFd,
-}
-
 /// What ends the wait for a server.
 enum Happened {
     Ready,
@@ -223,7 +210,7 @@ impl Keeper<'_> {
     fn keep(&self, ready: impl FnOnce()) -> Result<(), KeeperError> {
         let mut serving = self.start()?;
         let mut ready = Some(ready);
-        let mut pause = FIRST_PAUSE;
+        let mut falls = Falls::default();
         loop {
             match self.wait(&mut serving)? {
                 Happened::Ready => {
@@ -234,7 +221,7 @@ impl Keeper<'_> {
                 }
                 Happened::Stop => return self.stop(serving),
                 Happened::Died(status) if ready.is_some() => {
-                    self.clear(serving);
+                    self.clear(serving.held);
                     return Err(
                         match status.code().and_then(|code| u8::try_from(code).ok()) {
                             Some(code) => KeeperError::NotReady(code),
@@ -245,19 +232,12 @@ impl Keeper<'_> {
                     );
                 }
                 Happened::Died(status) => {
-                    let young = self.clock.now().duration_since(serving.started) < GROWN_UP;
-                    pause = if young {
-                        (pause * 2).min(LONGEST_PAUSE)
-                    } else {
-                        FIRST_PAUSE
-                    };
                     tracing::error!(
                         signal = status.signal(),
                         code = status.code(),
                         "the server died; starting it again"
                     );
-                    self.clear(serving);
-                    match self.start_again(&mut pause)? {
+                    match self.start_again(serving, status, &mut falls)? {
                         Some(again) => serving = again,
                         None => return Ok(()),
                     }
@@ -266,21 +246,59 @@ impl Keeper<'_> {
         }
     }
 
-    /// Starts another server after a pause, as often as it takes: what is missing now, such as an identity that `rekey`
-    /// is replacing, may be there the next time. `None` if somebody wants an end instead.
-    fn start_again(&self, pause: &mut Duration) -> Result<Option<Serving>, KeeperError> {
+    /// Starts another server: where the one before has died, so that nobody notices; or on a fresh mount, as often as it
+    /// takes: what is missing now, such as an identity that `rekey` is replacing, may be there the next time. `None` if
+    /// somebody wants an end instead.
+    fn start_again(
+        &self,
+        dead: Serving,
+        status: ExitStatus,
+        falls: &mut Falls,
+    ) -> Result<Option<Serving>, KeeperError> {
+        let served = dead.served_for(self.clock.now());
+        let next = falls.fell(served, dead.can_be_followed(status));
+        let Serving {
+            child,
+            held,
+            mut before,
+            ..
+        } = dead;
+        before.push(child);
+        let mut pause = match next {
+            Next::TakeOver(pause) => {
+                if self.rest(pause)? {
+                    self.clear(held);
+                    return Ok(self.give_up());
+                }
+                match self.take_over(held) {
+                    Ok(serving) => return Ok(Some(serving.after(before))),
+                    Err(error) => {
+                        tracing::error!("the server was not started again: {error}");
+                        falls.pause()
+                    }
+                }
+            }
+            Next::Afresh(pause) => {
+                self.clear(held);
+                pause
+            }
+        };
         loop {
-            if self.rest(*pause)? {
-                tell_systemd(NotifyState::Stopping);
-                self.remove_socket();
-                return Ok(None);
+            if self.rest(pause)? {
+                return Ok(self.give_up());
             }
             match self.start() {
-                Ok(serving) => return Ok(Some(serving)),
+                Ok(serving) => return Ok(Some(serving.after(before))),
                 Err(error) => tracing::error!("the server was not started again: {error}"),
             }
-            *pause = (*pause * 2).min(LONGEST_PAUSE);
+            pause = falls.pause();
         }
+    }
+
+    fn give_up(&self) -> Option<Serving> {
+        tell_systemd(NotifyState::Stopping);
+        self.remove_socket();
+        None
     }
 
     /// Waits. True, and at once, if somebody wants an end.
@@ -316,80 +334,23 @@ impl Keeper<'_> {
 
     /// Mounts afresh and starts a server on it.
     fn start(&self) -> Result<Serving, KeeperError> {
-        let mounted = self.mountpoint.mount()?;
-        let serving = self.start_server(mounted);
-        if serving.is_err() {
+        let held = Held::new(self.mountpoint.mount()?)?;
+        self.start_server(held).map_err(|(error, held)| {
+            drop(held);
             let _ = self.mountpoint.detach();
-        }
-        serving
+            error
+        })
     }
 
-    fn start_server(&self, mounted: Mounted) -> Result<Serving, KeeperError> {
-        let Mounted { device, writable } = mounted;
-        let (word, theirs) = UnixStream::pair().map_err(KeeperError::Start)?;
-        word.set_nonblocking(true).map_err(KeeperError::Start)?;
-        // By the running file itself: its path may lead to a newer version meanwhile.
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("secretfs");
-        // As it was named, so that the server follows its links again at each reload.
-        command.arg("--config").arg(&self.config.named).arg("serve");
-        if let Some(user) = &self.config.user {
-            command
-                .arg("--user")
-                .arg(format!("{}:{}:{}", user.uid, user.gid, user.name));
-        }
-        let mut passed = Vec::new();
-        let mut pass = |command: &mut Command,
-                        option: &str,
-                        name: &str,
-                        descriptor: &OwnedFd|
-         -> io::Result<()> {
-            let copy = pass_on(descriptor)?;
-            command
-                .arg(option)
-                .arg(format!("{name}{}", copy.as_raw_fd()));
-            passed.push(copy);
-            Ok(())
+    /// Starts a server where one has died. If that fails the mount is gone.
+    fn take_over(&self, mut held: Held) -> Result<Serving, KeeperError> {
+        let started = match held.hand_on() {
+            Ok(()) => self.start_server(held),
+            Err(why) => Err((KeeperError::Start(why), held)),
         };
-        pass(&mut command, "--device", "", &device).map_err(KeeperError::Start)?;
-        if let Some(writable) = &writable {
-            pass(&mut command, "--writable", "", writable).map_err(KeeperError::Start)?;
-        }
-        pass(&mut command, "--word", "", &theirs.into()).map_err(KeeperError::Start)?;
-        let control = self.control.try_clone().map_err(KeeperError::Start)?;
-        pass(&mut command, "--control", "", &control.into()).map_err(KeeperError::Start)?;
-        for (name, path) in stores(self.config) {
-            // Opened anew each time, because `rekey` replaces the file; unread, because that is the server's business.
-            let path = identity::locate(path)?;
-            let file = identity::open(&path)?;
-            pass(
-                &mut command,
-                "--identity",
-                &format!("{name}="),
-                &file.into(),
-            )
-            .map_err(KeeperError::Start)?;
-        }
-        for (name, memory) in &self.keys {
-            pass(
-                &mut command,
-                "--key",
-                &format!("{name}="),
-                memory.descriptor(),
-            )
-            .map_err(KeeperError::Start)?;
-        }
-        pass(&mut command, "--values", "", &self.values).map_err(KeeperError::Start)?;
-        let key = self.values_key.descriptor();
-        pass(&mut command, "--values-key", "", key).map_err(KeeperError::Start)?;
-        let child = command.spawn().map_err(KeeperError::Start)?;
-        Ok(Serving {
-            child,
-            started: self.clock.now(),
-            ready: false,
-            unmounted: false,
-            word,
-            device,
+        started.map_err(|(error, held)| {
+            self.clear(held);
+            error
         })
     }
 
@@ -397,12 +358,13 @@ impl Keeper<'_> {
     fn wait(&self, serving: &mut Serving) -> Result<Happened, KeeperError> {
         let mut lookout = Lookout::new(self.clock);
         loop {
+            serving.reap();
             let mut sources = [
                 PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
                 PollFd::new(serving.word.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.mountinfo.as_fd(), PollFlags::POLLPRI),
             ];
-            let idle = match poll(&mut sources, PollTimeout::from(Lookout::PAUSE)) {
+            let idle = match poll(&mut sources, PollTimeout::from(lookout.pause())) {
                 Ok(ready) => ready == 0,
                 Err(Errno::EINTR) => false,
                 Err(errno) => return Err(errno.into()),
@@ -412,33 +374,39 @@ impl Keeper<'_> {
                     return Ok(Happened::Stop);
                 }
                 // A server that is not ready reads the config anyway, and does not listen yet.
-                if signal == Signal::SIGHUP && serving.ready {
+                if signal == Signal::SIGHUP && serving.ready.is_some() {
                     kill(pid(&serving.child), Signal::SIGHUP)?;
                 }
             }
-            if let Some(status) = serving.child.try_wait().map_err(KeeperError::Start)? {
-                return Ok(Happened::Died(status));
-            }
-            if !idle {
-                self.look_after(serving);
-            }
-            if lookout.sees_it_stuck(self.clock, &serving.child) {
-                return Ok(Happened::Died(ExitStatus::from_raw(libc::SIGKILL)));
-            }
+            // First, as what it has said it has said, whatever has become of it.
             let mut byte = [0_u8; 1];
             match serving.word.read(&mut byte) {
                 Ok(0) => {
                     // Its end is closed, so it is dying, and SIGCHLD follows.
                     std::thread::sleep(Duration::from_millis(1));
                 }
-                Ok(_) if byte == READY => {
-                    serving.ready = true;
+                Ok(_) if byte == READY || byte == READY_WITHOUT_RESEND => {
+                    serving.ready = Some(self.clock.now());
+                    serving.held.served = true;
+                    serving.held.resends = byte == READY;
                     return Ok(Happened::Ready);
                 }
                 Ok(_) => return Ok(Happened::Stop),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(KeeperError::Start(error)),
             }
+            let stuck = lookout.sees_it_stuck(self.clock, &serving.child);
+            if let Some(status) = serving.child.try_wait().map_err(KeeperError::Start)? {
+                return Ok(Happened::Died(status));
+            }
+            if stuck {
+                serving.stuck = true;
+                return Ok(Happened::Died(ExitStatus::from_raw(libc::SIGKILL)));
+            }
+            if !idle {
+                self.look_after(serving);
+            }
+            serving.hurry(self.clock.now());
         }
     }
 
@@ -468,12 +436,13 @@ impl Keeper<'_> {
         if !self.has_ended(&mut serving.child, STOP_DEADLINE) {
             tracing::warn!("the server did not end in time and is killed");
             let _ = kill(server, Signal::SIGKILL);
-            if !self.has_ended(&mut serving.child, KILL_DEADLINE) {
-                tracing::warn!("the kernel keeps the server; who waits for it is let go");
-                mounts.iter().for_each(abort);
-            }
+            self.has_ended(&mut serving.child, KILL_DEADLINE);
         }
-        drop(serving.device);
+        if !serving.has_gone() {
+            tracing::warn!("the kernel keeps a server; who waits for it is let go");
+            mounts.iter().for_each(abort);
+        }
+        drop(serving.held);
         self.remove_socket();
         detached.map_err(|why| {
             MountError::Stays {
@@ -507,15 +476,11 @@ impl Keeper<'_> {
         let _ = fs::remove_file(self.config.runtime.join(control::SOCKET));
     }
 
-    /// After a server's death: waiters fail at once, and the place is free for a fresh mount.
-    fn clear(&self, mut serving: Serving) {
-        // What is stuck of the server may still hold the connection.
+    /// Waiters fail at once, and the place is free for a fresh mount.
+    fn clear(&self, held: Held) {
+        // What is stuck of a server may still hold the connection.
         self.mounts().iter().for_each(abort);
-        drop(serving.device);
-        // That lets it go, and it must not stay behind as a zombie.
-        if !self.has_ended(&mut serving.child, KILL_DEADLINE) {
-            tracing::warn!("the kernel keeps the dead server; another is started beside it");
-        }
+        drop(held);
         if let Err(error) = self.mountpoint.detach() {
             tracing::warn!(%error, mount = %self.config.mount.display(), "the dead mount would not go");
         }

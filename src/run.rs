@@ -32,8 +32,8 @@ use crate::config::{BackendConfig, Config, ConfigErrors, OfflineConfig, StoreCon
 use crate::control::handler::{Handler, Parts};
 use crate::control::server::{self, Limits};
 use crate::events::Events;
-use crate::fs::{Catalogue, Tree};
-use crate::fuse::Session;
+use crate::fs::{Catalogue, Ledger, Tree, Unfit};
+use crate::fuse::{Session, may_resend};
 use crate::keeper;
 use crate::secret::{Name, SealedMemory, SecretBytes};
 use crate::signal::Signals;
@@ -47,7 +47,7 @@ mod state;
 mod watch;
 
 use daemon::Running;
-use handover::Handover;
+use handover::{Handover, Survived};
 use offline::Offline;
 pub use revocations::read as kept_revocations;
 use watch::Print;
@@ -94,6 +94,11 @@ pub enum RunError {
         /// Why.
         why: io::Error,
     },
+    /// The server cannot go on where the one before it has died.
+    #[error(
+        "what the server before has left of open files is of no use: {0}: they have to be opened anew"
+    )]
+    Unfit(#[from] Unfit),
     /// The kernel refuses something that the server cannot do without.
     #[error("the server: {what}: {why}")]
     System {
@@ -114,6 +119,7 @@ impl RunError {
             | Self::Store(_)
             | Self::Audit(_)
             | Self::File { .. }
+            | Self::Unfit(_)
             | Self::System { .. } => 1,
         }
     }
@@ -142,6 +148,8 @@ pub struct Inherited {
     pub values: OwnedFd,
     /// The memory for the key to them.
     pub values_key: OwnedFd,
+    /// What the server before this one left of what the kernel knows, if there was one on this mount.
+    pub ledger: OwnedFd,
     /// Whom to become.
     pub user: Option<sys::User>,
 }
@@ -170,11 +178,13 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let file = Print::of(config);
     let config = Config::load(config)?;
     let stores = open_stores(&config, inherited.identities, inherited.keys, clock)?;
+    let (ledger, known) = Ledger::open(inherited.ledger)?;
     let taken_over = SealedMemory::take_over(inherited.values, inherited.values_key);
     let (memory, left) = taken_over.map_err(RunError::system("the memory for values"))?;
     let epoch = state::next_epoch(&config.state)?;
     let revocations = revocations::read(&config.state)?;
-    let wired = Wired::new(&config, stores, Authority::Policy, epoch, memory, clock)?;
+    let kept = (memory, ledger);
+    let wired = Wired::new(&config, stores, Authority::Policy, epoch, kept, clock)?;
     wired.tree.access().replace_revocations(revocations);
     let mut word = UnixStream::from(inherited.word);
     let ending = word
@@ -186,7 +196,14 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let (signals, listening) = Signals::new(wired.cache.backends(), clock.clone());
     let heard = signals.clone();
     let handover = Arc::new(Handover::new(&wired));
-    handover.take_up(left, &wired.tree.catalogue());
+    let mut left = Survived::of(left);
+    handover.take_up(&mut left, &wired.tree.catalogue());
+    let taken_over = known.map(|known| {
+        let agreed = known.negotiated;
+        (agreed, wired.tree.restore(known, left.values()))
+    });
+    // What nobody has taken up is wiped.
+    drop(left);
     let offline = wired.offline(config.offline.as_ref());
     if let Some(offline) = &offline {
         offline.load();
@@ -198,13 +215,23 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let running = Running::new(config, file, &wired, signals, kept, (ending, handle), clock);
     let running = Arc::new(running);
 
-    let session = Session::start(
-        Arc::clone(&wired.tree),
-        inherited.device,
-        inherited.writable,
-        runtime.handle().clone(),
-    );
+    let tree = Arc::clone(&wired.tree);
+    let mount = (inherited.device, inherited.writable);
+    let session = match taken_over {
+        None => Session::start(tree, mount, runtime.handle().clone()),
+        Some((agreed, unfinished)) => {
+            let tasks = runtime.handle().clone();
+            let session = Session::take_over(Arc::clone(&tree), mount, tasks, agreed);
+            runtime.spawn(tree.finish(unfinished));
+            session
+        }
+    };
     let session = session.map_err(RunError::system("the FUSE session"))?;
+    let agreed = wired.tree.ledger().agreed_on();
+    let ready = match agreed.is_some_and(may_resend) {
+        true => keeper::READY,
+        false => keeper::READY_WITHOUT_RESEND,
+    };
     let audit = wired.audit.clone();
     let lookup = Arc::new(Procfs::default());
     let (tree, cache) = (Arc::clone(&wired.tree), Arc::clone(&wired.cache));
@@ -245,7 +272,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         let mut lost = await_end(session)?;
         let mut accounts = tokio::time::interval(ACCOUNT_FILES);
         accounts.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        word.write_all(&keeper::READY)?;
+        word.write_all(&ready)?;
         let why = loop {
             tokio::select! {
                 _ = terminate.recv() => break Ok(()),
@@ -303,8 +330,9 @@ pub fn direct(config: &Config, prompt: &Prompt, clock: &Clock) -> Result<Handler
     };
     let stores = config.stores().map(open).collect::<Result<_, RunError>>()?;
     let memory = SealedMemory::new().map_err(RunError::system("the memory for values"))?;
+    let kept = (memory, Ledger::nowhere());
     // No generation that a command sees outlives it, so it counts from the start.
-    let wired = Wired::new(config, stores, Authority::Identity, 0, memory, clock)?;
+    let wired = Wired::new(config, stores, Authority::Identity, 0, kept, clock)?;
     // Nothing is denied by them here, but `status` and `explain` show them. What the daemon could not start with is no
     // reason not to: `doctor` names it.
     if let Ok(revocations) = revocations::read(&config.state) {
@@ -350,7 +378,7 @@ impl Wired {
         stores: BTreeMap<Name, Store>,
         authority: Authority,
         epoch: u32,
-        memory: Arc<SealedMemory>,
+        (memory, ledger): (Arc<SealedMemory>, Arc<Ledger>),
         clock: &Clock,
     ) -> Result<Self, RunError> {
         let key = match stores.values().next() {
@@ -391,7 +419,13 @@ impl Wired {
         let cache = cache.with_jitter(u64::from_ne_bytes(seed));
         let cache = Arc::new(cache.with_events(events));
         let catalogue = Catalogue::new(config, &System);
-        let tree = Tree::new(catalogue, access, Arc::clone(&cache), clock.timestamp());
+        let tree = Tree::new(
+            catalogue,
+            access,
+            Arc::clone(&cache),
+            ledger,
+            clock.timestamp(),
+        );
         let parts = AuditParts {
             target: config.audit.target.clone(),
             key,

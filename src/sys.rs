@@ -214,6 +214,33 @@ pub fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
+/// Puts `by` in the place of another descriptor, which is closed: from now on it is what stands under that number.
+///
+/// # Errors
+/// What dup3(2) fails with.
+pub fn replace(descriptor: BorrowedFd<'_>, by: OwnedFd) -> io::Result<()> {
+    // SAFETY: both are open, and whoever owns the first one has the same right to the second from now on.
+    match unsafe { libc::dup3(by.as_raw_fd(), descriptor.as_raw_fd(), libc::O_CLOEXEC) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Makes `fresh`, a descriptor of `/dev/fuse` that nothing was done with, another one of the connection that `device` serves.
+/// What was read from `device` and not answered fails when its last copy is closed.
+///
+/// # Errors
+/// What the kernel says.
+pub fn clone_connection(device: BorrowedFd<'_>, fresh: BorrowedFd<'_>) -> io::Result<()> {
+    const FUSE_DEV_IOC_CLONE: libc::Ioctl = nix::request_code_read!(229, 0, size_of::<u32>());
+    let number = u32::try_from(device.as_raw_fd()).map_err(io::Error::other)?;
+    // SAFETY: the call reads one number, which outlives it.
+    match unsafe { libc::ioctl(fresh.as_raw_fd(), FUSE_DEV_IOC_CLONE, &raw const number) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// Has the kernel kill this process when the thread that started it dies. To be called after [`renounce`], which resets it.
 ///
 /// # Errors

@@ -35,6 +35,9 @@ pub struct Serve {
     /// Memory for the key to them
     #[arg(long)]
     values_key: i32,
+    /// Memory for what the kernel knows of the mount
+    #[arg(long)]
+    ledger: i32,
     /// Whom to become: UID:GID:NAME
     #[arg(long)]
     user: Option<UserArg>,
@@ -106,6 +109,7 @@ pub fn serve(config: &Path, serve: Serve, clock: &Clock) -> Result<(), RunError>
         keys: adopt_named(serve.key)?,
         values: adopt(serve.values)?,
         values_key: adopt(serve.values_key)?,
+        ledger: adopt(serve.ledger)?,
         user: serve.user.map(|user| user.0),
     };
     run::serve(config, inherited, clock)

@@ -317,7 +317,10 @@ pub fn run_failure(error: &RunError) -> Failure {
     let kind = match error {
         RunError::Config(_) | RunError::Backend { .. } => Kind::Usage,
         RunError::Identity(_) | RunError::Store(_) => Kind::Unavailable,
-        RunError::Audit(_) | RunError::File { .. } | RunError::System { .. } => Kind::Failed,
+        RunError::Audit(_)
+        | RunError::File { .. }
+        | RunError::Unfit(_)
+        | RunError::System { .. } => Kind::Failed,
     };
     Failure::new(kind, error.to_string())
 }

@@ -18,6 +18,7 @@ use crate::cache::Generation;
 use crate::config::Reads;
 use crate::events::What;
 use crate::fs::inodes::Pending;
+use crate::fs::ledger::lines::{ChangeLine, Line};
 use crate::fs::node::{Secret, SecretNode, View};
 use crate::fs::{Attr, FsError, Ino, Node, Renaming, Reply, Tree};
 use crate::secret::{Name, SecretPath};
@@ -140,8 +141,29 @@ impl Tree {
         .boxed()
     }
 
+    /// Makes a change of a name once more, of which nobody knows how far it came.
+    pub(super) async fn change_again(self: &Arc<Self>, path: &SecretPath) {
+        let current = self.inodes.current(path);
+        let newest = match current.filter(|node| node.secret.is_in_use()) {
+            Some(_) if self.access.is_revoked(path) => Ok(None),
+            Some(_) => self.newest(path).await.map(Some),
+            None if self.exists(path).await => Ok(None),
+            None => Err(BackendError::Absent(path.to_string())),
+        };
+        let (made, told) = match newest {
+            Err(BackendError::Absent(_)) => (self.remove(path), removed(path)),
+            newest => {
+                let newest = newest.ok().flatten();
+                let newest = newest.as_deref();
+                (self.rotate(path, newest), rotated(path, newest))
+            }
+        };
+        let _ = tokio::time::timeout(KERNEL_DEADLINE, made.wait()).await;
+        self.tell(told);
+    }
+
     /// What happened is told when an open sees it: when the name has changed hands.
-    async fn follow_one(self: &Arc<Self>, path: &SecretPath, change: Change) {
+    pub(super) async fn follow_one(self: &Arc<Self>, path: &SecretPath, change: Change) {
         let current = self.inodes.current(path);
         let used = current.filter(|node| node.secret.is_in_use());
         // Where the kernel does not hold the folder, nobody watches it there.
@@ -265,6 +287,7 @@ impl Tree {
             let wanted = |pending: &Pending| pending.number == number;
             tree.inodes.commit(&subject, wanted)
         };
+        let line = Line::Change(ChangeLine { path: path.clone() });
         let mut renaming = Renaming {
             service: path.service.clone(),
             folder: self.inodes.service(&path.service),
@@ -272,6 +295,7 @@ impl Tree {
             name: path.name.clone(),
             settle: Some(Box::new(settle)),
             _done: done,
+            _line: self.ledger.write(&line, [0; 3]),
         };
         match self.kernel.get() {
             Some(kernel) => kernel.rename(renaming),
@@ -358,7 +382,6 @@ impl Tree {
     /// away. When the future ends the kernel has dropped its pages too, or had a second for it.
     pub fn enforce(self: &Arc<Self>) -> BoxFuture<'static, ()> {
         let mut drop_pages: HashMap<Ino, Arc<SecretNode>> = HashMap::new();
-        let mut barred: HashMap<Ino, Arc<SecretNode>> = HashMap::new();
         for (fh, file) in self.handles.files() {
             let node = &file.pin.node;
             let version = &file.generation.version;
@@ -370,22 +393,20 @@ impl Tree {
                 (Recheck::Unsure, Reads::Checked) => false,
             };
             drop_pages.insert(node.ino, Arc::clone(node));
+            // Nobody asks who looks at pages that others have brought in. First, so that none come in between.
+            node.bar();
             if taken {
                 self.handles.take(fh);
                 self.wake(&node.secret);
             }
-            // Nobody asks who looks at pages that others have brought in.
-            node.bar();
-            barred.insert(node.ino, Arc::clone(node));
         }
         let files = self.inodes.files();
         files.iter().for_each(|node| {
             node.secret.let_go();
         });
         // What nobody has open may still lie in the page cache.
-        let cached = files.into_iter();
-        let cached = cached.filter(|node| node.drop_pages());
-        drop_pages.extend(cached.map(|node| (node.ino, node)));
+        let cached = files.iter().filter(|node| node.drop_pages());
+        drop_pages.extend(cached.map(|node| (node.ino, Arc::clone(node))));
         let mut waits: Vec<oneshot::Receiver<()>> = Vec::new();
         if let Some(kernel) = self.kernel.get() {
             for ino in drop_pages.into_keys() {
@@ -395,9 +416,9 @@ impl Tree {
             }
         }
         // Whoever may still read it gets an inode that nobody else holds.
-        let current = barred
-            .into_values()
-            .filter(|node| node.view == View::Current && !node.is_superseded());
+        let current = files
+            .iter()
+            .filter(|node| node.view == View::Current && node.is_barred() && !node.is_superseded());
         let renamed: Vec<Made> = current.map(|node| self.rotate(&node.path, None)).collect();
         async move {
             let renamed = join_all(renamed.into_iter().map(Made::wait));

@@ -5,14 +5,19 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use crate::backend::Version;
 use crate::cache::Generation;
 use crate::caller::Caller;
 use crate::config::Reads;
-use crate::fs::DirEntry;
+use crate::fs::ledger::lines::{FileLine, FolderLine, Line, Number};
+use crate::fs::ledger::{Entry, Ledger};
 use crate::fs::node::SecretNode;
+use crate::fs::{DirEntry, Ino, Waiter};
 
 /// A handle's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Fh(pub u64);
 
 /// An open file.
@@ -40,92 +45,162 @@ impl Drop for Pin {
     }
 }
 
-#[derive(Debug)]
-enum Open {
+/// What a handle leads to.
+#[derive(Debug, Clone)]
+pub(super) enum Open {
     File(Arc<OpenFile>),
     /// A file that was taken away. Its value is gone; the descriptor is not.
     Taken(Arc<Pin>),
+    /// A file whose value has not outlived the server that opened it.
+    Lost(Arc<Lost>),
     Directory(Arc<Vec<DirEntry>>),
+    /// A directory that an earlier server opened: its listing is made when it is asked for.
+    Unlisted(Ino),
 }
 
-/// What a file's handle leads to.
+/// A file without its value.
 #[derive(Debug)]
-pub(super) enum Held {
-    File(Arc<OpenFile>),
-    Taken(Arc<Pin>),
+pub(super) struct Lost {
+    pub(super) pin: Arc<Pin>,
+    pub(super) reads: Reads,
+    pub(super) version: Version,
 }
 
-impl Held {
-    pub(super) fn pin(&self) -> &Arc<Pin> {
+impl Open {
+    /// What a file has open.
+    pub(super) fn pin(&self) -> Option<&Arc<Pin>> {
         match self {
-            Self::File(file) => &file.pin,
-            Self::Taken(pin) => pin,
+            Self::File(file) => Some(&file.pin),
+            Self::Taken(pin) => Some(pin),
+            Self::Lost(lost) => Some(&lost.pin),
+            Self::Directory(_) | Self::Unlisted(_) => None,
         }
     }
 }
 
+/// What is open, and the line in the ledger that says so, which goes first.
+#[derive(Debug)]
+struct Handle {
+    entry: Option<Entry>,
+    /// The request that an earlier server answered with it.
+    given: Option<u64>,
+    open: Open,
+}
+
+/// Who is in more groups than this is not written down with them: a line has only so much room.
+const GROUPS: usize = 1024;
+
 /// All handles.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Handles {
-    last: AtomicU64,
-    open: RwLock<HashMap<Fh, Open>>,
+    ledger: Arc<Ledger>,
+    next: AtomicU64,
+    open: RwLock<HashMap<Fh, Handle>>,
 }
 
 impl Handles {
-    pub(super) fn add_file(&self, file: OpenFile) -> Fh {
-        self.add(Open::File(Arc::new(file)))
-    }
-
-    pub(super) fn add_directory(&self, entries: Arc<Vec<DirEntry>>) -> Fh {
-        self.add(Open::Directory(entries))
-    }
-
-    pub(super) fn file(&self, fh: Fh) -> Option<Held> {
-        match self.table().get(&fh) {
-            Some(Open::File(file)) => Some(Held::File(Arc::clone(file))),
-            Some(Open::Taken(pin)) => Some(Held::Taken(Arc::clone(pin))),
-            Some(Open::Directory(_)) | None => None,
+    /// The first one gets this number, or a higher one.
+    pub(super) fn new(ledger: Arc<Ledger>, first: u64) -> Self {
+        Self {
+            ledger,
+            next: AtomicU64::new(first),
+            open: RwLock::default(),
         }
     }
 
-    pub(super) fn directory(&self, fh: Fh) -> Option<Arc<Vec<DirEntry>>> {
-        match self.table().get(&fh) {
-            Some(Open::Directory(entries)) => Some(Arc::clone(entries)),
-            Some(Open::File(_) | Open::Taken(_)) | None => None,
+    /// `paged` if its reads go through the page cache.
+    pub(super) fn add_file(&self, file: OpenFile, paged: bool) -> Fh {
+        let fh = self.number();
+        let mut opener = file.opener.clone();
+        opener.groups = opener.groups.filter(|groups| groups.len() <= GROUPS);
+        let line = FileLine {
+            fh,
+            ino: file.pin.node.ino,
+            number: file.pin.number,
+            sealed: file.generation.value.number(),
+            reads: file.reads,
+            paged,
+            superseding: file.superseding,
+            opener,
+        };
+        let entry = self.ledger.write(&Line::File(line), [0; 3]);
+        self.add(fh, entry, Open::File(Arc::new(file)))
+    }
+
+    pub(super) fn add_directory(&self, ino: Ino, entries: Arc<Vec<DirEntry>>) -> Fh {
+        let fh = self.number();
+        let line = FolderLine { fh, ino };
+        let entry = self.ledger.write(&Line::Folder(line), [0; 3]);
+        self.add(fh, entry, Open::Directory(entries))
+    }
+
+    pub(super) fn get(&self, fh: Fh) -> Option<Open> {
+        self.table().get(&fh).map(|handle| handle.open.clone())
+    }
+
+    /// The listing of a directory that had none yet; the first one counts.
+    pub(super) fn list(&self, fh: Fh, entries: Arc<Vec<DirEntry>>) -> Arc<Vec<DirEntry>> {
+        let mut open = self.table_mut();
+        match open.get_mut(&fh).map(|handle| &mut handle.open) {
+            Some(Open::Directory(first)) => Arc::clone(first),
+            Some(unlisted @ Open::Unlisted(_)) => {
+                *unlisted = Open::Directory(Arc::clone(&entries));
+                entries
+            }
+            Some(Open::File(_) | Open::Taken(_) | Open::Lost(_)) | None => entries,
         }
     }
 
     /// Every open file.
     pub(super) fn files(&self) -> Vec<(Fh, Arc<OpenFile>)> {
         let open = self.table();
-        let files = open.iter().filter_map(|(fh, open)| match open {
+        let files = open.iter().filter_map(|(fh, handle)| match &handle.open {
             Open::File(file) => Some((*fh, Arc::clone(file))),
-            Open::Taken(_) | Open::Directory(_) => None,
+            Open::Taken(_) | Open::Lost(_) | Open::Directory(_) | Open::Unlisted(_) => None,
         });
         files.collect()
+    }
+
+    /// The kernel is about to be given this handle, in answer to this request.
+    pub(super) fn given(&self, fh: Fh, request: u64) {
+        self.note(fh, Number::Given, request);
+    }
+
+    /// The kernel is told by this number when something becomes of an open file.
+    pub(super) fn polled(&self, fh: Fh, waiter: Waiter) {
+        self.note(fh, Number::Waiter, waiter.0);
+    }
+
+    fn note(&self, fh: Fh, which: Number, number: u64) {
+        let open = self.table();
+        let entry = open.get(&fh).and_then(|handle| handle.entry.as_ref());
+        if let Some(entry) = entry {
+            entry.set(which, number);
+        }
     }
 
     /// Takes a file away from whoever holds it. What reads it at this moment has its answer; then the value is wiped,
     /// unless others have it.
     pub(super) fn take(&self, fh: Fh) {
         let mut open = self.table_mut();
-        let taken = match open.get(&fh) {
-            Some(Open::File(file)) => Open::Taken(Arc::clone(&file.pin)),
-            Some(Open::Taken(_) | Open::Directory(_)) | None => return,
+        let Some(handle) = open.get_mut(&fh) else {
+            return;
         };
-        let file = open.insert(fh, taken);
+        let Open::File(file) = &handle.open else {
+            return;
+        };
+        if let Some(entry) = &handle.entry {
+            entry.set(Number::Taken, 1);
+        }
+        let taken = Open::Taken(Arc::clone(&file.pin));
+        let file = std::mem::replace(&mut handle.open, taken);
         drop(open);
         drop(file);
     }
 
     pub(super) fn remove(&self, fh: Fh) {
         let removed = self.table_mut().remove(&fh);
-        let pin = match &removed {
-            Some(Open::File(file)) => Some(&file.pin),
-            Some(Open::Taken(pin)) => Some(pin),
-            Some(Open::Directory(_)) | None => None,
-        };
-        if let Some(pin) = pin {
+        if let Some(pin) = removed.as_ref().and_then(|handle| handle.open.pin()) {
             pin.node.secret.forget(fh);
         }
         // Wiping the value, if this was its last holder, is not done under the lock.
@@ -136,17 +211,48 @@ impl Handles {
         self.table().len()
     }
 
-    fn add(&self, open: Open) -> Fh {
-        let fh = Fh(self.last.fetch_add(1, Ordering::Relaxed) + 1);
-        self.table_mut().insert(fh, open);
+    /// One that an earlier server gave in answer to this request.
+    pub(super) fn restore(&self, fh: Fh, entry: Entry, request: u64, open: Open) {
+        self.next.fetch_max(fh.0 + 1, Ordering::Relaxed);
+        let handle = Handle {
+            entry: Some(entry),
+            given: Some(request),
+            open,
+        };
+        self.table_mut().insert(fh, handle);
+    }
+
+    /// A request comes again: the kernel has not got the handle that an earlier server made for it.
+    pub(super) fn comes_again(&self, request: u64) {
+        let all = self.table();
+        let mut answers = all.iter().filter(|(_, one)| one.given == Some(request));
+        let answer = answers.next().map(|(fh, _)| *fh);
+        drop(answers);
+        drop(all);
+        if let Some(fh) = answer {
+            self.remove(fh);
+        }
+    }
+
+    fn number(&self) -> Fh {
+        Fh(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn add(&self, fh: Fh, entry: Option<Entry>, open: Open) -> Fh {
+        let handle = Handle {
+            entry,
+            given: None,
+            open,
+        };
+        self.table_mut().insert(fh, handle);
         fh
     }
 
-    fn table(&self) -> RwLockReadGuard<'_, HashMap<Fh, Open>> {
+    fn table(&self) -> RwLockReadGuard<'_, HashMap<Fh, Handle>> {
         self.open.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn table_mut(&self) -> RwLockWriteGuard<'_, HashMap<Fh, Open>> {
+    fn table_mut(&self) -> RwLockWriteGuard<'_, HashMap<Fh, Handle>> {
         self.open.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

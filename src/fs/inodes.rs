@@ -13,11 +13,17 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::watch;
 
 use crate::backend::Version;
+use crate::fs::ledger::lines::{Facts, InodeLine, Line, Number, What};
+use crate::fs::ledger::{Entry, Ledger};
 use crate::fs::node::{Secret, SecretNode, View};
 use crate::secret::{Name, SecretPath};
 
+mod restored;
+
 /// An inode's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Ino(pub u64);
 
 impl Ino {
@@ -26,7 +32,7 @@ impl Ino {
 }
 
 /// A folder below a service that no listing shows.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub(super) enum Hidden {
     /// `.versions`, which has a folder for each version.
     Versions,
@@ -77,6 +83,7 @@ pub(super) struct Inodes(RwLock<Table>);
 
 #[derive(Debug)]
 struct Table {
+    ledger: Arc<Ledger>,
     next: u64,
     nodes: HashMap<Ino, Node>,
     services: HashMap<Name, Ino>,
@@ -90,6 +97,8 @@ struct Table {
     changing: HashMap<u64, SecretPath>,
     /// How many look-ups the kernel holds of each.
     lookups: HashMap<Ino, u64>,
+    /// The lines of the folders among them.
+    folders: HashMap<Ino, Entry>,
     /// How often a name has lost its inode.
     superseded: u64,
 }
@@ -102,8 +111,9 @@ struct Known {
 }
 
 impl Inodes {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(ledger: Arc<Ledger>) -> Self {
         Self(RwLock::new(Table {
+            ledger,
             next: Ino::ROOT.0 + 1,
             nodes: HashMap::from([(Ino::ROOT, Node::Root)]),
             services: HashMap::new(),
@@ -113,6 +123,7 @@ impl Inodes {
             pending: HashMap::new(),
             changing: HashMap::new(),
             lookups: HashMap::new(),
+            folders: HashMap::new(),
             superseded: 0,
         }))
     }
@@ -174,7 +185,7 @@ impl Inodes {
             return Arc::clone(node);
         }
         let secret = Arc::clone(&table.secret(path).secret);
-        let node = SecretNode::new(table.number(), key.0.clone(), key.1.clone(), secret);
+        let node = table.node(&key.0, key.1.clone(), secret);
         table
             .nodes
             .insert(node.ino, Node::Secret(Arc::clone(&node)));
@@ -232,7 +243,11 @@ impl Inodes {
 
     /// The kernel holds one more look-up of this inode.
     pub(super) fn looked_up(&self, ino: Ino) {
-        *self.table_mut().lookups.entry(ino).or_default() += 1;
+        let mut table = self.table_mut();
+        let count = table.lookups.entry(ino).or_default();
+        *count += 1;
+        let count = *count;
+        table.write_down(ino, count);
     }
 
     /// The kernel gives look-ups back. What nobody finds by a name any more is gone with the last of them.
@@ -242,7 +257,9 @@ impl Inodes {
             return;
         };
         *held = held.saturating_sub(count);
-        if *held > 0 {
+        let held = *held;
+        table.write_down(ino, held);
+        if held > 0 {
             return;
         }
         table.lookups.remove(&ino);
@@ -267,7 +284,8 @@ impl Inodes {
         let number = table.number().0;
         let replacement = replace.then(|| {
             let secret = table.shared(path);
-            SecretNode::new(table.number(), path.clone(), View::Current, secret)
+            let node = table.node(path, View::Current, secret);
+            node.without_name()
         });
         let (done, made) = watch::channel(());
         let pending = Pending {
@@ -314,22 +332,22 @@ impl Inodes {
             table.pending.remove(path);
         }
         table.changing.remove(&pending.number);
-        let before = match pending.replacement {
-            Some(node) => {
-                let (secret, current) = (Arc::clone(&node.secret), node.ino);
-                table.nodes.insert(current, Node::Secret(node));
-                let known = Known { secret, current };
-                table.secrets.insert(path.clone(), known)
-            }
-            None => table.secrets.remove(path),
-        };
+        // Never two at once, not even in the ledger.
+        let before = table.secrets.remove(path).map(|known| known.current);
+        if let Some(Node::Secret(node)) = before.and_then(|ino| table.nodes.get(&ino)) {
+            node.supersede();
+            node.secret.let_go();
+        }
+        if let Some(node) = pending.replacement {
+            let (secret, current) = (Arc::clone(&node.secret), node.ino);
+            node.name();
+            table.nodes.insert(current, Node::Secret(node));
+            let known = Known { secret, current };
+            table.secrets.insert(path.clone(), known);
+        }
         table.superseded += 1;
-        if let Some(Known { current, .. }) = before {
-            if let Some(Node::Secret(node)) = table.nodes.get(&current) {
-                node.supersede();
-                node.secret.let_go();
-            }
-            table.drop_unnamed(current);
+        if let Some(before) = before {
+            table.drop_unnamed(before);
         }
         true
     }
@@ -356,7 +374,38 @@ impl Table {
     fn number(&mut self) -> Ino {
         let ino = Ino(self.next);
         self.next += 1;
+        self.ledger.count(self.next);
         ino
+    }
+
+    /// A new inode of a secret.
+    fn node(&mut self, path: &SecretPath, view: View, secret: Arc<Secret>) -> Arc<SecretNode> {
+        let (ino, ledger) = (self.number(), Arc::clone(&self.ledger));
+        SecretNode::new(ino, path.clone(), view, secret, ledger)
+    }
+
+    /// Has the ledger say how many look-ups the kernel holds.
+    fn write_down(&mut self, ino: Ino, count: u64) {
+        let what = match self.nodes.get(&ino) {
+            Some(Node::Secret(node)) => return node.held(count),
+            Some(Node::Service(name)) => What::Service(name.clone()),
+            Some(Node::Hidden(service, hidden)) => What::Hidden(service.clone(), hidden.clone()),
+            // The root needs no line.
+            Some(Node::Root) | None => return,
+        };
+        if count == 0 {
+            self.folders.remove(&ino);
+            return;
+        }
+        match self.folders.get(&ino) {
+            Some(entry) => entry.set(Number::Lookups, count),
+            None => {
+                let facts = Facts::default();
+                let line = InodeLine { ino, what, facts };
+                let entry = self.ledger.write(&Line::Inode(line), [count, 0, 0]);
+                self.folders.extend(entry.map(|entry| (ino, entry)));
+            }
+        }
     }
 
     fn service(&mut self, name: &Name) -> Ino {
@@ -380,13 +429,11 @@ impl Table {
         if let Some(node) = self.current(path) {
             return node;
         }
-        let (ino, secret) = (self.number(), self.shared(path));
-        let node = SecretNode::new(ino, path.clone(), View::Current, Arc::clone(&secret));
-        self.nodes.insert(ino, Node::Secret(Arc::clone(&node)));
-        let known = Known {
-            secret,
-            current: ino,
-        };
+        let secret = self.shared(path);
+        let node = self.node(path, View::Current, Arc::clone(&secret));
+        let current = node.ino;
+        self.nodes.insert(current, Node::Secret(Arc::clone(&node)));
+        let known = Known { secret, current };
         self.secrets.insert(path.clone(), known);
         node
     }

@@ -127,7 +127,14 @@ impl Tree {
         self.file(&node)
     }
 
-    pub(super) fn list_services(self: &Arc<Self>, caller: Caller) -> Answer<Reply<Entries>> {
+    /// Whether there are services in a listing for this caller that have no section of their own.
+    pub(super) fn sees_defaults(&self, caller: &Caller) -> bool {
+        self.editions.current().defaults().is_some()
+            && self.access.may_list_defaults(caller.clone())
+    }
+
+    /// The services, those of `[defaults]` among them or not.
+    pub(super) fn all_services(self: &Arc<Self>, defaults: bool) -> Answer<Reply<Entries>> {
         let catalogue = self.editions.current();
         let mut services: Vec<Name> = catalogue.services().cloned().collect();
         let tree = Arc::clone(self);
@@ -140,19 +147,17 @@ impl Tree {
             Arc::new(services.into_iter().map(entry).collect())
         };
         match catalogue.defaults() {
-            Some(backend) if self.access.may_list_defaults(caller) => {
-                self.cache.folders(backend).map(move |folders| {
-                    services.extend(
-                        folders
-                            .map_err(|error| FsError::from(&error))?
-                            .iter()
-                            .cloned(),
-                    );
-                    services.sort_unstable();
-                    services.dedup();
-                    Ok(entries(services))
-                })
-            }
+            Some(backend) if defaults => self.cache.folders(backend).map(move |folders| {
+                services.extend(
+                    folders
+                        .map_err(|error| FsError::from(&error))?
+                        .iter()
+                        .cloned(),
+                );
+                services.sort_unstable();
+                services.dedup();
+                Ok(entries(services))
+            }),
             Some(_) | None => Answer::Ready(Ok(entries(services))),
         }
     }
@@ -165,6 +170,10 @@ impl Tree {
         if !self.access.may_list(caller, &service) {
             return Answer::Ready(Ok(Arc::default()));
         }
+        self.all_secrets(service)
+    }
+
+    pub(super) fn all_secrets(self: &Arc<Self>, service: Name) -> Answer<Reply<Entries>> {
         let catalogue = self.editions.current();
         let bound = catalogue.bound_names(&service);
         let Some(folder) = catalogue.folder(&service) else {

@@ -1,8 +1,7 @@
 //! One file's inode: which generation it shows, who has it open, what the kernel was told of it.
 
-use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -11,13 +10,19 @@ use tokio::sync::Notify;
 
 use crate::backend::Version;
 use crate::cache::{Binding, Generation};
-use crate::fs::types::Waiter;
-use crate::fs::{Catalogue, Fh, Ino};
+use crate::fs::ledger::Ledger;
+use crate::fs::{Catalogue, Ino};
 use crate::secret::SecretPath;
 use crate::sys::Tid;
 
+mod secret;
+mod written;
+
+pub(super) use secret::{Secret, Sent};
+use written::Written;
+
 /// Which of a secret's values a file shows.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub(super) enum View {
     /// The current one: `<name>`.
     Current,
@@ -39,148 +44,6 @@ impl View {
     }
 }
 
-/// What all inodes of one secret share.
-#[derive(Debug, Default)]
-pub(super) struct Secret {
-    /// The number of the newest generation that anybody was given; 0 before.
-    newest: AtomicU64,
-    /// Who polls a handle.
-    waiters: Mutex<Vec<(Fh, Waiter)>>,
-    /// Somebody has polled: most never do, and pay for it with one look at this.
-    polled: AtomicBool,
-    /// The generation that every open gets until the name has gone to a newer one's inode. Not for long.
-    kept: Mutex<Option<Arc<Generation>>>,
-    /// There is one: likewise.
-    is_kept: AtomicBool,
-    /// Whose open was sent away from which inode.
-    sent_away: Mutex<HashMap<Tid, Sent>>,
-    /// Somebody was: likewise.
-    any_sent_away: AtomicBool,
-}
-
-/// Whence an open was sent away, and what was the newest generation then.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Sent {
-    pub(super) ino: Ino,
-    pub(super) newest: u64,
-}
-
-/// So many are remembered who were sent away. Most come back at once; but all threads of many programs may be on their way
-/// at the same time, and who is not known when he comes back gets an error.
-const SENT_AWAY: usize = 4096;
-
-impl Secret {
-    /// A generation of this number is known from now on. True if it takes the place of an older one.
-    pub(super) fn notice(&self, number: u64) -> bool {
-        let before = self.newest.fetch_max(number, Ordering::SeqCst);
-        before != 0 && before < number
-    }
-
-    /// True if a newer generation than this one is known.
-    pub(super) fn outdates(&self, number: u64) -> bool {
-        self.newest.load(Ordering::SeqCst) > number
-    }
-
-    /// True if anybody was ever given a value.
-    pub(super) fn is_in_use(&self) -> bool {
-        self.newest.load(Ordering::Acquire) != 0
-    }
-
-    /// Whoever polls this handle is to be woken by the next [`Secret::wake`].
-    pub(super) fn wait(&self, fh: Fh, waiter: Waiter) {
-        let mut waiters = self.waiters();
-        self.polled.store(true, Ordering::Release);
-        waiters.retain(|(other, _)| *other != fh);
-        waiters.push((fh, waiter));
-    }
-
-    /// The handle is closed.
-    pub(super) fn forget(&self, fh: Fh) {
-        if self.polled.load(Ordering::Acquire) {
-            self.waiters().retain(|(other, _)| *other != fh);
-        }
-    }
-
-    /// Those who poll, to be woken.
-    pub(super) fn wake(&self) -> Vec<Waiter> {
-        self.waiters().drain(..).map(|(_, waiter)| waiter).collect()
-    }
-
-    /// From now on every open gets this generation, until the next [`Secret::let_go`], so that the value changes in the
-    /// moment in which the name does. Not if anybody has seen a newer one.
-    pub(super) fn keep(&self, generation: Arc<Generation>) {
-        let number = generation.number;
-        {
-            let mut kept = self.kept();
-            if kept.is_some() || self.outdates(number) {
-                return;
-            }
-            *kept = Some(generation);
-            self.is_kept.store(true, Ordering::SeqCst);
-        }
-        if self.outdates(number) {
-            self.let_go();
-        }
-    }
-
-    /// From now on every open gets what is current. False if that was so before.
-    pub(super) fn let_go(&self) -> bool {
-        let was_kept = self.is_kept.swap(false, Ordering::AcqRel);
-        if was_kept {
-            let kept = self.kept().take();
-            // Wiping the value, if this was its last holder, is not done under the lock.
-            drop(kept);
-        }
-        was_kept
-    }
-
-    /// What every open gets for the moment.
-    pub(super) fn kept_for_now(&self) -> Option<Arc<Generation>> {
-        if !self.is_kept.load(Ordering::SeqCst) {
-            return None;
-        }
-        self.kept().clone()
-    }
-
-    fn kept(&self) -> MutexGuard<'_, Option<Arc<Generation>>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// An open of this thread's is answered with ESTALE. The kernel comes again at once: who came by path, by way of the
-    /// name; who came by the inode, a bind mount of it or `/proc/self/fd`, to the same inode.
-    fn send_away(&self, tid: Tid, from: Ino) {
-        let newest = self.newest.load(Ordering::Acquire);
-        let mut sent_away = self.sent_away();
-        if sent_away.len() >= SENT_AWAY {
-            // Who has not come back for so long does not come any more, but for a few.
-            sent_away.clear();
-        }
-        sent_away.insert(tid, Sent { ino: from, newest });
-        self.any_sent_away.store(true, Ordering::Release);
-    }
-
-    /// Whence this thread was sent away just now.
-    pub(super) fn came_back(&self, tid: Tid) -> Option<Sent> {
-        if !self.any_sent_away.load(Ordering::Acquire) {
-            return None;
-        }
-        let mut sent_away = self.sent_away();
-        let sent = sent_away.remove(&tid)?;
-        let more = !sent_away.is_empty();
-        self.any_sent_away.store(more, Ordering::Release);
-        Some(sent)
-    }
-
-    fn waiters(&self) -> MutexGuard<'_, Vec<(Fh, Waiter)>> {
-        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn sent_away(&self) -> MutexGuard<'_, HashMap<Tid, Sent>> {
-        let sent_away = self.sent_away.lock();
-        sent_away.unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// A secret's inode.
 #[derive(Debug)]
 pub(super) struct SecretNode {
@@ -188,6 +51,9 @@ pub(super) struct SecretNode {
     pub(super) path: SecretPath,
     pub(super) view: View,
     pub(super) secret: Arc<Secret>,
+    ledger: Arc<Ledger>,
+    /// An earlier server knew it, and it had lost its name then.
+    inherited: bool,
     state: Mutex<SecretState>,
     /// Told when the last handle on a generation is closed, and when the name goes to another inode.
     moved: Notify,
@@ -212,10 +78,13 @@ struct SecretState {
     pages: Option<u64>,
     /// A newer inode has its name.
     superseded: bool,
+    /// It has no name yet.
+    nameless: bool,
     /// Somebody whose handle was taken away still holds it, and could read what comes into the page cache.
     barred: bool,
     /// Where it is found, and which catalogue said so.
     binding: Option<(Weak<Catalogue>, Arc<Binding>)>,
+    written: Written,
 }
 
 /// The open handles on one generation.
@@ -279,12 +148,20 @@ pub struct Tell {
 }
 
 impl SecretNode {
-    pub(super) fn new(ino: Ino, path: SecretPath, view: View, secret: Arc<Secret>) -> Arc<Self> {
+    pub(super) fn new(
+        ino: Ino,
+        path: SecretPath,
+        view: View,
+        secret: Arc<Secret>,
+        ledger: Arc<Ledger>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             ino,
             path,
             view,
             secret,
+            ledger,
+            inherited: false,
             state: Mutex::default(),
             moved: Notify::new(),
         })
@@ -313,12 +190,15 @@ impl SecretNode {
         let mut state = self.state();
         let size = state.size;
         state.told.get_or_insert(size);
+        self.keep_written(&mut state);
         (size, state.shown.as_ref().map(|shown| shown.modified))
     }
 
     /// The kernel has been told this size.
     pub(super) fn told(&self, size: u64) {
-        self.state().told = Some(size);
+        let mut state = self.state();
+        state.told = Some(size);
+        self.keep_written(&mut state);
     }
 
     /// True once this inode has shown a generation.
@@ -328,8 +208,24 @@ impl SecretNode {
 
     /// A newer inode has the name from now on.
     pub(super) fn supersede(&self) {
-        self.state().superseded = true;
+        let mut state = self.state();
+        state.superseded = true;
+        self.keep_written(&mut state);
+        drop(state);
         self.moved.notify_waiters();
+    }
+
+    /// It has no name before it is [named](Self::name).
+    pub(super) fn without_name(self: Arc<Self>) -> Arc<Self> {
+        self.state().nameless = true;
+        self
+    }
+
+    /// It has the name from now on.
+    pub(super) fn name(&self) {
+        let mut state = self.state();
+        state.nameless = false;
+        self.keep_written(&mut state);
     }
 
     /// True if a newer inode has the name.
@@ -342,6 +238,7 @@ impl SecretNode {
         let mut state = self.state();
         if state.shown.is_none() {
             state.shows_first(generation);
+            self.keep_generation(&mut state, generation);
         }
     }
 
@@ -351,6 +248,7 @@ impl SecretNode {
         let newer = |shown: &Shown| shown.number < generation.number;
         if state.open.is_empty() && state.shown.as_ref().is_none_or(newer) {
             state.shows_first(generation);
+            self.keep_generation(&mut state, generation);
         }
     }
 
@@ -359,6 +257,17 @@ impl SecretNode {
         let state = self.state();
         let newest = self.secret.newest.load(Ordering::Acquire);
         state.superseded && self.view == View::Current && !state.is_at(newest)
+    }
+
+    /// Whence this thread was sent away just now. Who comes to an inode that had lost its name when an earlier server was
+    /// there may have been sent away by that one, and the kernel tries no third time.
+    pub(super) fn came_back(&self, tid: Tid) -> Option<Sent> {
+        let here = || Sent {
+            ino: self.ino,
+            newest: self.secret.newest.load(Ordering::Acquire),
+        };
+        let sent = self.secret.came_back(tid);
+        sent.or_else(|| self.inherited.then(here))
     }
 
     /// Sends an open away.
@@ -453,6 +362,7 @@ impl SecretNode {
             size: state.size,
             grown: told < state.size,
         });
+        self.keep_generation(&mut state, generation);
         Ok(Pinned {
             tell,
             superseding,
@@ -477,6 +387,7 @@ impl SecretNode {
         // With the last handle the last descriptor and the last mapping are gone.
         state.barred &= !state.open.is_empty();
         if state.open.len() < before {
+            self.keep_written(&mut state);
             self.moved.notify_waiters();
         }
     }
@@ -519,6 +430,7 @@ impl SecretNode {
         let mut state = self.state();
         state.barred = !state.open.is_empty();
         state.pages = None;
+        self.keep_written(&mut state);
     }
 
     /// True while nothing may come into the page cache.

@@ -9,7 +9,7 @@ use crate::backend::BackendError;
 use crate::cache::{Answer, Binding, Fetch, Generation, Served};
 use crate::caller::Caller;
 use crate::config::Reads;
-use crate::fs::handles::{Held, OpenFile, Pin};
+use crate::fs::handles::{Open, OpenFile, Pin};
 use crate::fs::inodes::Node;
 use crate::fs::node::{Occupied, SecretNode, Sent, Sharing, View};
 use crate::fs::{Fh, FsError, Ino, Opened, Readiness, Reply, Tell, Tree, Waiter};
@@ -79,7 +79,7 @@ impl Tree {
             return Answer::Ready(Err(FsError::Denied));
         };
         let tid = permit.opener().tid;
-        let back = node.secret.came_back(tid);
+        let back = node.came_back(tid);
         if back.is_none() && node.is_outdated() {
             permit.waive();
             node.send_away(tid);
@@ -252,13 +252,14 @@ impl Tree {
             node: Arc::clone(node),
             number: generation.number,
         });
-        let fh = self.handles.add_file(OpenFile {
+        let file = OpenFile {
             pin,
             generation: Arc::clone(generation),
             reads: *reads,
             opener: opener.clone(),
             superseding: pinned.superseding,
-        });
+        };
+        let fh = self.handles.add_file(file, !pinned.direct);
         Ok(Opened {
             fh,
             direct: pinned.direct,
@@ -293,11 +294,20 @@ impl Tree {
         paged: bool,
         give: impl FnOnce(&[u8]) -> T,
     ) -> Reply<T> {
-        let file = match self.handles.file(fh).ok_or(FsError::BadHandle)? {
-            Held::File(file) => file,
-            Held::Taken(pin) => {
+        let file = match self.handles.get(fh).ok_or(FsError::BadHandle)? {
+            Open::File(file) => file,
+            Open::Taken(pin) => {
                 self.access.refuse_taken(caller, &pin.node.path);
                 return Err(FsError::Denied);
+            }
+            Open::Directory(_) | Open::Unlisted(_) => return Err(FsError::BadHandle),
+            Open::Lost(lost) => {
+                if lost.reads == Reads::Checked {
+                    self.access
+                        .read(caller, &lost.pin.node.path, &lost.version)
+                        .map_err(|_| FsError::Denied)?;
+                }
+                return Err(FsError::Superseded);
             }
         };
         let node = &file.pin.node;
@@ -329,18 +339,19 @@ impl Tree {
     /// # Errors
     /// [`FsError::BadHandle`]
     pub fn poll(&self, fh: Fh, waiter: Option<Waiter>) -> Reply<Readiness> {
-        let held = self.handles.file(fh).ok_or(FsError::BadHandle)?;
-        let Pin { node, number } = &**held.pin();
+        let open = self.handles.get(fh).ok_or(FsError::BadHandle)?;
+        let Pin { node, number } = &**open.pin().ok_or(FsError::BadHandle)?;
         if let Some(waiter) = waiter {
             // First, so that what happens meanwhile wakes it.
             node.secret.wait(fh, waiter);
+            self.handles.polled(fh, waiter);
         }
         // As long as an open gets the same one, it is no news.
         let kept = node.secret.kept_for_now();
         let same = kept.is_some_and(|kept| kept.number == *number);
         Ok(Readiness {
             outdated: node.view.follows() && node.secret.outdates(*number) && !same,
-            taken: matches!(self.handles.file(fh), Some(Held::Taken(_))),
+            taken: matches!(self.handles.get(fh), Some(Open::Taken(_))),
         })
     }
 

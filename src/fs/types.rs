@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use tokio::sync::{oneshot, watch};
 
 use crate::cache::Figures;
+use crate::fs::ledger::Entry;
 use crate::fs::{Fh, Ino, Tell};
 use crate::secret::Name;
 use crate::sys::{Gid, Uid};
@@ -140,6 +141,8 @@ pub struct Renaming {
     pub name: Name,
     pub(super) settle: Option<Box<dyn FnOnce() -> bool + Send>>,
     pub(super) _done: watch::Sender<()>,
+    /// So that the next server makes the change if this one dies in the middle of it.
+    pub(super) _line: Option<Entry>,
 }
 
 impl Renaming {

@@ -17,13 +17,22 @@ pub(super) struct Lookout {
 }
 
 impl Lookout {
-    /// How long there is between two looks, in milliseconds.
-    pub(super) const PAUSE: u16 = 500;
+    /// How long there is between two looks, in milliseconds, and before the second one that may find the same.
+    const PAUSE: u16 = 500;
+    const SHORT_PAUSE: u16 = 50;
 
     pub(super) fn new(clock: &Clock) -> Self {
         Self {
-            next: clock.now() + pause(),
+            next: clock.now() + Duration::from_millis(Self::PAUSE.into()),
             stuck: false,
+        }
+    }
+
+    /// How long there is until the next look at most, in milliseconds.
+    pub(super) fn pause(&self) -> u16 {
+        match self.stuck {
+            true => Self::SHORT_PAUSE,
+            false => Self::PAUSE,
         }
     }
 
@@ -34,15 +43,11 @@ impl Lookout {
         if now < self.next {
             return false;
         }
-        self.next = now + pause();
         let before = self.stuck;
         self.stuck = is_stuck(child);
+        self.next = now + Duration::from_millis(self.pause().into());
         before && self.stuck
     }
-}
-
-fn pause() -> Duration {
-    Duration::from_millis(Lookout::PAUSE.into())
 }
 
 /// True of a server whose first thread is dead while another is not.

@@ -1,7 +1,7 @@
 //! What the next server finds when this one dies: the memory that the keeper holds has the values, sealed, and beside them a
 //! note of what they are, which leases there are, and who we have signed in as.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::offline::keep_bound;
 use crate::cache::Cache;
 use crate::cache::legacy::{Gap, LeftLease, LeftList, LeftRecord, Legacy};
 use crate::clock::Clock;
-use crate::fs::Catalogue;
+use crate::fs::{Catalogue, Values};
 use crate::secret::{Kind, Sealed, SealedMemory, Survivors};
 
 /// How long more changes are waited for: what a server does in its last moment is lost.
@@ -29,6 +29,33 @@ pub(super) struct Handover {
     cache: Arc<Cache>,
     clock: Clock,
     left: Mutex<Left>,
+}
+
+/// What has outlived a server of what it had sealed.
+#[derive(Debug)]
+pub(super) struct Survived {
+    note: Option<Sealed>,
+    values: Values,
+}
+
+impl Survived {
+    /// The newest note, and the values.
+    pub(super) fn of(survivors: Survivors) -> Self {
+        let (notes, values): (Vec<_>, Vec<_>) = survivors
+            .into_iter()
+            .partition(|(kind, _)| *kind == Kind::Note);
+        let newest = notes.into_iter().max_by_key(|(_, note)| note.number());
+        let values = values.into_iter();
+        let values = values.map(|(_, value)| (value.number(), Arc::new(value)));
+        Self {
+            note: newest.map(|(_, note)| note),
+            values: values.collect(),
+        }
+    }
+
+    pub(super) fn values(&self) -> &Values {
+        &self.values
+    }
 }
 
 /// What stands in the memory beside the values.
@@ -59,31 +86,26 @@ impl Handover {
         }
     }
 
-    /// Goes on where the server before this one ended, with what it left. What no note names is wiped.
-    pub(super) fn take_up(&self, survivors: Survivors, catalogue: &Catalogue) {
-        let (notes, values): (Vec<_>, Vec<_>) = survivors
-            .into_iter()
-            .partition(|(kind, _)| *kind == Kind::Note);
-        let newest = notes.into_iter().max_by_key(|(_, note)| note.number());
-        let note = newest.and_then(|(_, note)| note.open().ok());
+    /// Goes on where the server before this one ended, with what it left.
+    pub(super) fn take_up(&self, survived: &mut Survived, catalogue: &Catalogue) {
+        let note = survived.note.take().and_then(|note| note.open().ok());
         let note = note.and_then(|note| serde_json::from_slice::<Note>(note.expose()).ok());
         let Some(note) = note else {
             return;
         };
-        let values = values.into_iter().map(|(_, value)| (value.number(), value));
-        let mut values: HashMap<u64, Sealed> = values.collect();
+        let values = &survived.values;
         let ours = self.cache.servers();
         for (name, backend) in self.cache.backends() {
             let same = ours.get(name.as_str()) == note.servers.get(name.as_str());
             let session = note.sessions.get(name.as_str());
-            let session = session.and_then(|number| values.remove(number)?.open().ok());
+            let session = session.and_then(|number| values.get(number)?.open().ok());
             if let Some(session) = session.filter(|_| same) {
                 backend.resume(&session);
             }
         }
         let record = |(left, number): (LeftRecord, u64)| {
-            let value = values.remove(&number)?;
-            Some((left, Arc::new(value)))
+            let value = values.get(&number)?;
+            Some((left, Arc::clone(value)))
         };
         let mut legacy = Legacy {
             servers: note.servers,
@@ -177,6 +199,7 @@ impl Handover {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
     use std::path::Path;
 
     use super::*;
@@ -268,7 +291,7 @@ x = "a:s/x"
             let [memory, key] = [&memory, key.descriptor()].map(|fd| fd.try_clone().unwrap());
             let (memory, left) = SealedMemory::take_over(memory, key).unwrap();
             let handover = handover(memory, &clock);
-            handover.take_up(left, &catalogue);
+            handover.take_up(&mut Survived::of(left), &catalogue);
             handover
         };
         let first = server();

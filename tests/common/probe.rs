@@ -171,7 +171,14 @@ impl Probe {
     /// A call that gives bytes.
     #[track_caller]
     pub(crate) fn bytes(&mut self, op: &str, args: Value) -> Got<Vec<u8>> {
-        self.ask(op, args).map(|value| unhex(&value))
+        self.begin(op, args);
+        self.bytes_of(op)
+    }
+
+    /// Waits for the bytes that a call gives that was begun.
+    #[track_caller]
+    pub(crate) fn bytes_of(&mut self, op: &str) -> Got<Vec<u8>> {
+        self.answer(op).map(|value| unhex(&value))
     }
 
     #[track_caller]

@@ -55,7 +55,7 @@ impl Served {
         let mounted = place.mount().unwrap();
         let through = mounted.writable.filter(|_| writable);
         let tree = Arc::clone(&world.tree);
-        let session = Session::start(tree, mounted.device, through, runtime.handle().clone());
+        let session = Session::start(tree, (mounted.device, through), runtime.handle().clone());
         drop(inside);
         Self {
             world,

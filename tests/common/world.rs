@@ -9,7 +9,9 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,7 +25,8 @@ use secretfs::clock::Clock;
 use secretfs::config::accounts::Listed;
 use secretfs::config::{Config, OnFailure};
 use secretfs::fs::{
-    Catalogue, Change, FsError, Ino, Kernel, Opened, Renaming, Reply, Tree, Waiter,
+    Catalogue, Change, FsError, Ino, Kernel, Ledger, Negotiated, Opened, Renaming, Reply, Tree,
+    Unfinished, Unfit, Waiter,
 };
 use secretfs::secret::{Name, SealedMemory, SecretPath};
 use secretfs::sys::{SecretMemory, SharedMemory};
@@ -49,6 +52,9 @@ pub struct World {
     pub memory: SharedMemory,
     sealed: Arc<SealedMemory>,
     pub tree: Arc<Tree>,
+    /// What the keeper holds: the key to the values, and what the kernel knows.
+    pub key: OwnedFd,
+    pub ledger: OwnedFd,
 }
 
 /// The times that a config says.
@@ -65,6 +71,7 @@ fn tree_of(
     table: &Arc<Table>,
     audit: Audit,
     cache: &Arc<Cache>,
+    ledger: Arc<Ledger>,
     clock: &Clock,
 ) -> (Arc<Access>, Arc<Tree>) {
     let (policy, _) = config.policy(&Listed::default());
@@ -80,8 +87,14 @@ fn tree_of(
     let access = Arc::new(access);
     let catalogue = Catalogue::new(config, &Listed::default());
     let (shared, store) = (Arc::clone(&access), Arc::clone(cache));
-    let tree = Tree::new(catalogue, shared, store, clock.timestamp());
+    let tree = Tree::new(catalogue, shared, store, ledger, clock.timestamp());
     (access, tree)
+}
+
+/// The number of a request of the kernel's.
+pub fn request() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(2, Ordering::Relaxed) + 2
 }
 
 /// A kernel that has no mount to rename in, and notes what it is told.
@@ -185,34 +198,86 @@ impl World {
         services: &str,
         clock: Clock,
     ) -> Self {
+        let backends = (Arc::new(Faulty::new(a)), Arc::new(Faulty::announcing(b)));
+        let memory = SharedMemory::new().unwrap();
+        let key = SecretMemory::new().unwrap();
+        let key = key.descriptor().try_clone().unwrap();
+        let ledger = SharedMemory::create().unwrap();
+        let kept = (memory, key, ledger);
+        let log = Log::new(&clock, OnFailure::Deny);
+        let (world, _) = Self::over(backends, kept, services, 1, log, clock).unwrap();
+        world
+    }
+
+    /// The server is killed, and the next one goes on where it was. It has another config, perhaps.
+    pub async fn killed(self, services: &str) -> Result<Self, Unfit> {
+        let Self {
+            a,
+            b,
+            clock,
+            kernel,
+            memory,
+            key,
+            ledger,
+            tree,
+            cache,
+            ..
+        } = self;
+        // Who is killed wipes nothing.
+        std::mem::forget((tree, cache));
+        let kept = (memory, key, ledger);
+        let log = Log::new(&clock, OnFailure::Deny);
+        let backends = (a, b);
+        let (mut world, unfinished) = Self::over(backends, kept, services, 2, log, clock)?;
+        world.kernel = kernel;
+        world.tree.attach(Arc::<Told>::clone(&world.kernel));
+        world.tree.enforce().await;
+        let unfinished = unfinished.expect("the mount is the same");
+        world.tree.finish(unfinished).await;
+        Ok(world)
+    }
+
+    fn over(
+        (a, b): (Arc<Faulty>, Arc<Faulty>),
+        (memory, key, ledger): (SharedMemory, OwnedFd, OwnedFd),
+        services: &str,
+        epoch: u32,
+        log: Log,
+        clock: Clock,
+    ) -> Result<(Self, Option<Unfinished>), Unfit> {
         let config = config(services);
-        let a = Arc::new(Faulty::new(a));
-        let b = Arc::new(Faulty::announcing(b));
         let backends: [(Name, Arc<dyn Backend>); 2] = [
             ("a".parse().unwrap(), Arc::<Faulty>::clone(&a)),
             ("b".parse().unwrap(), Arc::<Faulty>::clone(&b)),
         ];
-        let log = Log::new(&clock, OnFailure::Deny);
         let table = Arc::new(Table {
             groups: (0..10).map(|tid| (tid, vec![tid + 100])).collect(),
             ..Table::default()
         });
-        let memory = SharedMemory::new().unwrap();
-        let key = SecretMemory::new().unwrap();
-        let [values, key] =
-            [memory.descriptor(), key.descriptor()].map(|fd| fd.try_clone().unwrap());
-        let (sealed, _) = SealedMemory::take_over(values, key).unwrap();
+        let values = memory.descriptor().try_clone().unwrap();
+        let sealed = SealedMemory::take_over(values, key.try_clone().unwrap());
+        let (sealed, survivors) = sealed.unwrap();
         let cache = Cache::new(
             HashMap::from(backends),
             times(&config),
-            1,
+            epoch,
             Arc::clone(&sealed),
             clock.clone(),
         );
         let cache = Arc::new(cache);
-        let (access, tree) = tree_of(&config, &table, log.audit.clone(), &cache, &clock);
+        let (lines, left) = Ledger::open(ledger.try_clone().unwrap())?;
+        let audit = log.audit.clone();
+        let (access, tree) = tree_of(&config, &table, audit, &cache, lines, &clock);
+        let values = survivors.into_iter();
+        let values = values.map(|(_, value)| (value.number(), Arc::new(value)));
+        let values = values.collect();
+        let unfinished = left.map(|left| tree.restore(left, &values));
+        tree.ledger().agreed(Negotiated {
+            minor: 45,
+            flags: 1 << 39,
+        });
         let kernel = Arc::new(Told::default());
-        Self {
+        let world = Self {
             a,
             b,
             clock,
@@ -224,7 +289,10 @@ impl World {
             memory,
             sealed,
             tree,
-        }
+            key,
+            ledger,
+        };
+        Ok((world, unfinished))
     }
 
     /// The server ends, and after so many seconds another one is started in its place with what the first one leaves for such a
@@ -251,7 +319,10 @@ impl World {
         self.cache = Arc::new(Cache::new(backends, times(&config), epoch, sealed, clock));
         self.cache.inherit(legacy, gap);
         let audit = self.log.audit.clone();
-        (self.access, self.tree) = tree_of(&config, &self.table, audit, &self.cache, &self.clock);
+        let fresh = SharedMemory::create().unwrap();
+        let (ledger, _) = Ledger::open(fresh).unwrap();
+        let (table, cache) = (&self.table, &self.cache);
+        (self.access, self.tree) = tree_of(&config, table, audit, cache, ledger, &self.clock);
         self.tree.attach(Arc::<Told>::clone(&self.kernel));
     }
 
@@ -294,10 +365,12 @@ impl World {
     /// Opens an inode. As the kernel does, it comes again at once where it is sent away.
     pub async fn come(&self, uid: u32, ino: Ino) -> Reply<Opened> {
         let open = || self.tree.open(caller(uid), ino, false).wait();
-        match open().await {
-            Err(FsError::Superseded) => open().await,
-            reply => reply,
-        }
+        let opened = match open().await {
+            Err(FsError::Superseded) => open().await?,
+            reply => reply?,
+        };
+        self.tree.given(opened.fh, request());
+        Ok(opened)
     }
 
     /// The same, and has the kernel told what it has to be.
@@ -351,7 +424,7 @@ impl World {
             path => self.ino(path).await,
         };
         let fh = self.tree.opendir(caller(uid), ino).wait().await?;
-        let entries = self.tree.readdir(fh)?;
+        let entries = self.tree.readdir(caller(uid), fh).wait().await?;
         self.tree.release(fh);
         Ok(entries.iter().map(|entry| entry.name.to_string()).collect())
     }

@@ -94,7 +94,7 @@ async fn a_listing_s_lines_look_like_stat_and_fetch_nothing() {
     world.cat(1, "app/plain").await.unwrap();
     let folder = world.ino("app").await;
     let fh = world.tree.opendir(caller(1), folder).wait().await.unwrap();
-    for entry in &*world.tree.readdir(fh).unwrap() {
+    for entry in &*world.tree.readdir(caller(1), fh).wait().await.unwrap() {
         let attr = world.tree.attr_of(folder, entry).unwrap();
         assert_eq!(attr.ino, entry.ino);
         let size = if entry.name.as_str() == "plain" { 5 } else { 0 };

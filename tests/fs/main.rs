@@ -19,6 +19,7 @@ mod world;
 
 mod attributes;
 mod inodes;
+mod killed;
 mod live;
 mod moving;
 mod names;

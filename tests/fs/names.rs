@@ -73,7 +73,16 @@ async fn who_may_read_nothing_sees_nothing_and_no_backend_is_asked() {
             .wait()
             .await
             .unwrap();
-        assert_eq!(world.tree.readdir(fh).unwrap().len(), count);
+        assert_eq!(
+            world
+                .tree
+                .readdir(caller(1), fh)
+                .wait()
+                .await
+                .unwrap()
+                .len(),
+            count
+        );
     }
 }
 
@@ -123,17 +132,29 @@ async fn a_listing_stays_as_it_was_opened() {
     let app = world.ino("app").await;
     let fh = world.tree.opendir(caller(1), app).wait().await.unwrap();
     world.put("a:app/new", "").await;
-    assert_eq!(world.tree.readdir(fh).unwrap().len(), APP.len());
+    assert_eq!(
+        world
+            .tree
+            .readdir(caller(1), fh)
+            .wait()
+            .await
+            .unwrap()
+            .len(),
+        APP.len()
+    );
     assert_eq!(world.ls(1, "app").await.unwrap().len(), APP.len() + 1);
     world.tree.release(fh);
-    assert_eq!(world.tree.readdir(fh).unwrap_err(), FsError::BadHandle);
+    assert_eq!(
+        world.tree.readdir(caller(1), fh).wait().await.unwrap_err(),
+        FsError::BadHandle
+    );
     let entries = world
         .tree
         .opendir(caller(1), Ino::ROOT)
         .wait()
         .await
         .unwrap();
-    let entries = world.tree.readdir(entries).unwrap();
+    let entries = world.tree.readdir(caller(1), entries).wait().await.unwrap();
     assert!(entries.iter().all(|entry| entry.kind == Kind::Directory));
     let file = world.ino("app/plain").await;
     let wrong = world.tree.opendir(caller(1), file).wait().await;
@@ -154,7 +175,7 @@ async fn a_listing_leads_where_its_names_lead_now() {
     let lists = world.asked().1;
     let app = world.ino("app").await;
     let fh = world.tree.opendir(caller(1), app).wait().await.unwrap();
-    let listed = world.tree.readdir(fh).unwrap();
+    let listed = world.tree.readdir(caller(1), fh).wait().await.unwrap();
     let line = listed.iter().find(|line| line.name.as_str() == "plain");
     assert_ne!(line.unwrap().ino, plain);
     assert_eq!(line.unwrap().ino, world.ino("app/plain").await);

@@ -186,7 +186,7 @@ fn a_daemon_ends_and_lets_everyone_go_in_the_middle_of_it_all() {
             .unwrap();
         if end == Signal::SIGKILL {
             kill(daemon.server(), end).unwrap();
-            // The keeper starts another one, which serves on a mount of its own.
+            // The next one goes on with the same mount.
             let mut reader = daemon.probe(&Who::uid(4001));
             let again = eventually(DEADLINE, || reader.cat(&daemon.path("a/x")).is_ok());
             assert!(again, "{}", daemon.log());

@@ -30,6 +30,7 @@ mod deadlocks;
 mod descriptors;
 mod hostile;
 mod keeper;
+mod killed;
 mod matrix;
 mod namespaces;
 mod reload;

@@ -28,7 +28,7 @@ use secretfs::cache::{Binding, Cache, Times};
 use secretfs::clock::Clock;
 use secretfs::config::accounts::Listed;
 use secretfs::config::{Config, OnFailure};
-use secretfs::fs::{Catalogue, Tree};
+use secretfs::fs::{Catalogue, Ledger, Tree};
 use secretfs::secret::SecretPath;
 
 #[path = "../common/callers.rs"]
@@ -103,7 +103,14 @@ impl Bench {
         );
         let catalogue = Catalogue::new(first, &Listed::default());
         let started = self.clock.timestamp();
-        Tree::new(catalogue, Arc::new(access), Arc::new(cache), started)
+        let ledger = Ledger::nowhere();
+        Tree::new(
+            catalogue,
+            Arc::new(access),
+            Arc::new(cache),
+            ledger,
+            started,
+        )
     }
 
     fn reload(&self, tree: &Tree, number: usize) {

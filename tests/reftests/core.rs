@@ -96,7 +96,9 @@ impl Core {
                 };
                 let fh = self.world.tree.opendir(caller(*uid), ino);
                 let fh = self.runtime.block_on(fh.wait())?;
-                let entries = self.world.tree.readdir(fh)?;
+                let entries = self
+                    .runtime
+                    .block_on(self.world.tree.readdir(caller(*uid), fh).wait())?;
                 self.world.tree.release(fh);
                 let names = entries.iter().map(|entry| entry.name.to_string());
                 return Ok(Seen::Names(names.collect()));

@@ -13,7 +13,7 @@ use crate::caller::{CallerError, Cgroup};
 use crate::config::{Config, accounts::Listed};
 use crate::control::Interrupted;
 use crate::control::protocol::{AuditQuery, Subject};
-use crate::fs::Catalogue;
+use crate::fs::{Catalogue, Ledger};
 use crate::secret::SealedMemory;
 use crate::sys::{Gid, Tid, Uid};
 
@@ -196,6 +196,7 @@ path = "{0}/audit.jsonl"
         Catalogue::new(&config, &accounts),
         Arc::new(access),
         Arc::clone(&cache),
+        Ledger::nowhere(),
         clock.timestamp(),
     );
     let daemon = Arc::<FakeDaemon>::default();

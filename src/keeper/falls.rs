@@ -1,0 +1,129 @@
+//! What becomes of a mount whose server has died.
+//!
+//! The next one goes on with it at once. But if servers die one right after the other, it is something that they find there
+//! which kills them, perhaps a request that the kernel sends to each of them again: then there is a fresh mount, and who
+//! waits is let go.
+
+use std::time::Duration;
+
+/// The pause before the server is started on a fresh mount, doubled each time it dies young.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A server that served this long did not die young.
+const GROWN_UP: Duration = Duration::from_secs(60);
+/// One that served this long has come further than to what the one before has died of.
+const CAME_FURTHER: Duration = Duration::from_millis(100);
+/// So many that did not may take over from each other.
+const IN_A_ROW: u32 = 5;
+/// So many that died young may, however far they came.
+const YOUNG_IN_A_ROW: u32 = 300;
+
+/// Servers that have died.
+#[derive(Debug)]
+pub(super) struct Falls {
+    pause: Duration,
+    /// How many were dead at once.
+    in_a_row: u32,
+    /// How many died young.
+    young: u32,
+}
+
+/// What to do, and after which pause.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Go on with the mount.
+    TakeOver(Duration),
+    /// Mount afresh.
+    Afresh(Duration),
+}
+
+impl Default for Falls {
+    fn default() -> Self {
+        Self {
+            pause: FIRST_PAUSE,
+            in_a_row: 0,
+            young: 0,
+        }
+    }
+}
+
+impl Falls {
+    /// A server has died that had served for so long; the next one can go on with its mount, or not.
+    pub(super) fn fell(&mut self, served: Duration, goes_on: bool) -> Next {
+        self.in_a_row = match served < CAME_FURTHER {
+            true => self.in_a_row + 1,
+            false => 0,
+        };
+        self.young = match served < GROWN_UP {
+            true => self.young + 1,
+            false => 0,
+        };
+        if goes_on && self.in_a_row <= IN_A_ROW && self.young <= YOUNG_IN_A_ROW {
+            let pause = FIRST_PAUSE * self.in_a_row;
+            return Next::TakeOver(pause);
+        }
+        (self.in_a_row, self.young) = (0, 0);
+        if served >= GROWN_UP {
+            self.pause = FIRST_PAUSE;
+            return Next::Afresh(self.pause);
+        }
+        Next::Afresh(self.pause())
+    }
+
+    /// The pause before the next try, longer each time.
+    pub(super) fn pause(&mut self) -> Duration {
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_dies_is_followed_at_once_and_who_dies_at_once_not_for_ever() {
+        let mut falls = Falls::default();
+        let (second, moment) = (Duration::from_secs(1), Duration::from_millis(50));
+        for _ in 0..20 {
+            assert_eq!(falls.fell(second, true), Next::TakeOver(Duration::ZERO));
+        }
+        for count in 1..=IN_A_ROW {
+            assert_eq!(
+                falls.fell(moment, true),
+                Next::TakeOver(FIRST_PAUSE * count)
+            );
+        }
+        assert_eq!(falls.fell(moment, true), Next::Afresh(FIRST_PAUSE * 2));
+        assert_eq!(falls.fell(moment, true), Next::TakeOver(FIRST_PAUSE));
+    }
+
+    #[test]
+    fn who_dies_a_little_later_is_not_followed_for_ever_either() {
+        let mut falls = Falls::default();
+        for _ in 0..YOUNG_IN_A_ROW {
+            assert_eq!(
+                falls.fell(CAME_FURTHER, true),
+                Next::TakeOver(Duration::ZERO)
+            );
+        }
+        assert_eq!(
+            falls.fell(CAME_FURTHER, true),
+            Next::Afresh(FIRST_PAUSE * 2)
+        );
+        for _ in 0..2 * YOUNG_IN_A_ROW {
+            assert_eq!(falls.fell(GROWN_UP, true), Next::TakeOver(Duration::ZERO));
+        }
+    }
+
+    #[test]
+    fn a_fresh_mount_is_made_after_a_longer_pause_each_time() {
+        let mut falls = Falls::default();
+        let moment = Duration::from_millis(50);
+        for pause in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
+            let pause = Duration::from_millis(pause);
+            assert_eq!(falls.fell(moment, false), Next::Afresh(pause));
+        }
+        assert_eq!(falls.fell(GROWN_UP, false), Next::Afresh(FIRST_PAUSE));
+    }
+}
