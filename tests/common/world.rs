@@ -137,6 +137,11 @@ impl Told {
             .for_each(|held| self.rename(held));
     }
 
+    /// They never do: who asked for them is dead.
+    pub fn lose(&self) {
+        std::mem::forget(self.held.lock().unwrap().take());
+    }
+
     /// Who was woken.
     pub fn woken(&self) -> Vec<Waiter> {
         std::mem::take(&mut self.woken.lock().unwrap())

@@ -1,5 +1,7 @@
 //! A server is killed, and the next one goes on where it was: with what the kernel knows, and with every open file.
 
+use std::time::Duration;
+
 use nix::unistd::dup;
 use secretfs::fs::{FsError, Ino, Kind, Unfit, Waiter};
 use secretfs::sys::SharedMemory;
@@ -74,6 +76,61 @@ async fn a_reader_is_checked_as_before_and_what_was_taken_stays_taken() {
 }
 
 #[tokio::test]
+async fn who_was_taken_a_handle_away_sees_no_page_that_comes_later() {
+    let world = world();
+    let cached = world.ino("app/cached").await;
+    let mapped = world.open(2, cached).await.unwrap();
+    let kept = world.open(1, cached).await.unwrap();
+    let page = |world: &World| world.read_part(1, kept, 0, 6, true);
+    assert_eq!(page(&world).as_deref(), Ok("cached"));
+    // The server dies before the kernel has given the name to an inode that the other one does not hold.
+    world.kernel.hold();
+    world.reload(&SERVICES.replace("uid = [1, 2]", "uid = 1"));
+    let _ = tokio::time::timeout(Duration::from_millis(50), world.tree.enforce()).await;
+    assert_eq!(world.read(2, mapped), Err(FsError::Denied));
+    world.kernel.lose();
+    let world = killed(world).await;
+    assert_eq!(page(&world), Err(FsError::Superseded));
+    assert_eq!(world.read(1, kept).as_deref(), Ok("cached"));
+    assert!(world.kernel.names().contains(&"cached".to_owned()));
+    assert_ne!(world.ino("app/cached").await, cached);
+    assert_eq!(world.cat(1, "app/cached").await.as_deref(), Ok("cached"));
+}
+
+#[tokio::test]
+async fn who_is_not_known_for_a_while_loses_no_handle_that_is_checked_at_each_read() {
+    let world = world();
+    let plain = world.ino("app/plain").await;
+    let opened = world.open(1, plain).await.unwrap();
+    let nobody = r#"uid = [1, 2] }, { uid = "not-known-yet""#;
+    let closed = SERVICES.replace("uid = [1, 2]", nobody);
+    let world = world.killed(&closed).await.unwrap();
+    assert_eq!(world.read(1, opened), Err(FsError::Denied));
+    let world = killed(world).await;
+    assert_eq!(world.read(1, opened).as_deref(), Ok("plain"));
+}
+
+#[tokio::test]
+async fn other_views_than_the_current_one_make_nothing_old() {
+    let world = world();
+    let ino = world.ino("app/plain").await;
+    let current = world.open(1, ino).await.unwrap();
+    let version = world.ino("app/.versions/1/plain").await;
+    let earlier = world.open(1, version).await.unwrap();
+    // The kernel holds this one alone.
+    let fresh = world.ino("app/.fresh/cached").await;
+    let newest = world.open(1, fresh).await.unwrap();
+    let world = killed(world).await;
+    for opened in [current, earlier, newest] {
+        assert!(!world.tree.poll(opened.fh, None).unwrap().outdated);
+    }
+    assert_eq!(world.kernel.names(), [""; 0]);
+    assert_eq!(world.ino("app/plain").await, ino);
+    assert_eq!(world.read(1, earlier).as_deref(), Ok("plain"));
+    assert_eq!(world.read(1, newest).as_deref(), Ok("cached"));
+}
+
+#[tokio::test]
 async fn a_handle_keeps_its_value_and_its_watcher_hears_of_what_was_changed_and_not_told() {
     let world = world();
     let ino = world.ino("free/one").await;
@@ -96,17 +153,10 @@ async fn a_change_under_way_is_made_by_the_next_server() {
     world.ino("free/two").await;
     world.kernel.hold();
     let changed = world.put("b:free/two", "2222");
-    let _ = tokio::time::timeout(std::time::Duration::from_millis(50), changed).await;
+    let _ = tokio::time::timeout(Duration::from_millis(50), changed).await;
     assert_eq!(world.kernel.held(), 1);
-    let kernel = std::sync::Arc::clone(&world.kernel);
-    let world = world.killed(SERVICES);
-    // What is held is the dead server's, and hears of nothing any more.
-    let held = tokio::task::spawn(async move {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        kernel.let_go();
-    });
-    let world = world.await.unwrap();
-    held.await.unwrap();
+    world.kernel.lose();
+    let world = killed(world).await;
     assert!(world.kernel.names().contains(&"two".to_owned()));
     assert_eq!(world.cat(1, "free/two").await.as_deref(), Ok("2222"));
 }
@@ -172,6 +222,31 @@ async fn a_listing_goes_on_with_the_names_that_there_are() {
         assert_eq!(names(&after), names(&before));
         world.tree.release(fh);
     }
+}
+
+#[tokio::test]
+async fn a_listing_has_what_is_there_for_who_reads_it_by_the_rules_of_now() {
+    let world = world();
+    let folder = world.ino("app").await;
+    let mut handles = Vec::new();
+    for uid in [1, 2] {
+        let fh = world
+            .tree
+            .opendir(caller(uid), folder)
+            .wait()
+            .await
+            .unwrap();
+        world.tree.given(fh, request());
+        handles.push((uid, fh));
+    }
+    let only_one = SERVICES.replace("uid = [1, 2]", "uid = 1");
+    let world = world.killed(&only_one).await.unwrap();
+    let mut counts = Vec::new();
+    for (uid, fh) in handles {
+        let entries = world.tree.readdir(caller(uid), fh).wait().await.unwrap();
+        counts.push(entries.len());
+    }
+    assert!(counts[0] > 0 && counts[1] == 0, "{counts:?}");
 }
 
 #[tokio::test]

@@ -2,11 +2,12 @@
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::common::daemon::{Daemon, Setup};
 use crate::common::machine::{Need, needs};
 use crate::common::probe::{Got, Who};
+use crate::common::proxy::{Mode, Proxy};
 use crate::common::vault::Vault;
 use crate::common::{DEADLINE, eventually};
 
@@ -18,6 +19,11 @@ path "sys/internal/ui/mounts/*" { capabilities = ["read"] }
 
 /// A daemon that signs in by AppRole.
 fn start(vault: &Vault, secrets: &str) -> Daemon {
+    start_at(vault, vault.address(), secrets)
+}
+
+/// The same, and it comes to Vault by another address.
+fn start_at(vault: &Vault, address: &str, secrets: &str) -> Daemon {
     vault.policy("handover", POLICY);
     let (role_id, secret_id) = vault.approle("handover", &["handover"]);
     let file = vault.at("handover-secret-id");
@@ -37,7 +43,7 @@ allow = [{{ uid = 4001 }}]
 [services.app.secrets]
 {secrets}
 "#,
-        vault.address(),
+        address,
         vault.ca().display(),
         file.display()
     );
@@ -131,4 +137,34 @@ fn values_outlive_the_server_while_vault_is_away_too() {
     daemon.stop();
     daemon.start_keeper();
     assert_eq!(cat(&daemon, "b"), Err(Errno::EIO));
+}
+
+#[test]
+fn who_waits_for_an_answer_when_the_server_is_killed_gets_it_from_the_next() {
+    needs!(Need::Vault);
+    let vault = Vault::start();
+    vault.put("handover/c", json!({ "x": "of c" }));
+    let proxy = Proxy::to(vault.address());
+    let secrets = "c = \"vault:secret/handover/c#x\"";
+    let daemon = start_at(&vault, proxy.address(), secrets);
+    proxy.set(Mode::Stall);
+    let mut readers: Vec<_> = (0..3).map(|_| daemon.probe(&Who::uid(4001))).collect();
+    for reader in &mut readers {
+        reader.begin("cat", json!([daemon.path("app/c")]));
+    }
+    // The server has the opens, and waits for Vault.
+    assert!(eventually(DEADLINE, || proxy.open() > 0), "nobody asks");
+    let server = daemon.server();
+    kill(server, Signal::SIGKILL).unwrap();
+    proxy.set(Mode::Pass);
+    for reader in &mut readers {
+        assert_eq!(reader.bytes_of("cat"), Ok(b"of c".to_vec()));
+    }
+    assert_ne!(daemon.server(), server);
+    // Each is open once.
+    let handles = || {
+        let status = daemon.secretfs(&["status", "--json"], b"").expect_ok();
+        serde_json::from_slice::<Value>(&status).unwrap()["handles"].clone()
+    };
+    assert!(eventually(DEADLINE, || handles() == json!(0)), "{}", handles());
 }
