@@ -17,7 +17,7 @@ use secretfs::sys;
 use serde_json::json;
 
 use crate::common::daemon::{Daemon, Setup};
-use crate::common::eventually;
+use crate::common::{eventually, patience};
 use crate::common::machine::needs;
 use crate::common::mounts::{children, connection};
 use crate::common::probe::{Probe, Who};
@@ -126,10 +126,12 @@ fn no_reader_notices_that_the_server_is_killed() {
     let before = daemon.mounts();
     let clock = Clock::default();
     let end = AtomicBool::new(false);
-    let turns = turns(&daemon, bound.path().to_owned(), folder.path().join("x"));
+    let turns = || turns(&daemon, bound.path().to_owned(), folder.path().join("x"));
+    let (turns, once_more) = (turns(), turns());
     thread::scope(|scope| {
         let readers: Vec<_> = turns
             .into_iter()
+            .chain(once_more)
             .enumerate()
             .map(|(number, mut turn)| {
                 let (mut probe, clock, end) = (reader(&daemon), &clock, &end);
@@ -147,9 +149,10 @@ fn no_reader_notices_that_the_server_is_killed() {
                 })
             })
             .collect();
-        for pause in [
+        let pauses = [
             700, 41, 5, 333, 0, 17, 900, 120, 66, 2, 501, 250, 33, 88, 610,
-        ] {
+        ];
+        for pause in (0..patience()).flat_map(|_| pauses) {
             // At another moment of what goes on each time, also while the next one is starting.
             thread::sleep(Duration::from_millis(pause));
             kill_server(&daemon);
