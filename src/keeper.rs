@@ -5,10 +5,9 @@
 //! key of an identity that somebody had to open by hand, the values that the server has fetched, sealed, the key to them, and
 //! what the kernel knows of the mount. With that the next server goes on where one was killed, and no reader notices.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +15,6 @@ use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -27,7 +25,7 @@ use crate::backend::store::identity;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::control;
-use crate::sys::{SecretMemory, SharedMemory, Uid};
+use crate::sys::{SecretMemory, SharedMemory};
 
 mod falls;
 mod lookout;
@@ -40,9 +38,6 @@ use lookout::Lookout;
 use mountpoint::{Listed, MountError, Mountpoint, abort};
 use serving::{Held, Serving};
 
-/// The daemon's lock, below the runtime folder. Who holds it may change what belongs to the config.
-pub const LOCK: &str = "lock";
-
 /// What the server says when it can serve.
 pub const READY: [u8; 1] = *b"r";
 /// The same where the kernel sends nothing again that a dead server has not answered (Linux before 6.9).
@@ -50,8 +45,6 @@ pub const READY_WITHOUT_RESEND: [u8; 1] = *b"o";
 /// What the server says when it was asked to end, by `secretfs unmount`.
 pub const END: [u8; 1] = *b"e";
 
-/// How long a command that holds the lock may keep us from starting.
-const LOCK_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the server may take to drain before it is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the kernel may take for the end of a server that was killed.
@@ -124,15 +117,15 @@ pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), K
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
-    make_folder(&config.runtime, "runtime", 0o755, None)?;
+    runtime::make_folder(&config.runtime, "runtime", 0o755, None)?;
     runtime::judge(&config.runtime)?;
-    make_folder(
+    runtime::make_folder(
         &config.state,
         "state",
         0o700,
         config.user.as_ref().map(|user| user.uid),
     )?;
-    let _lock = lock(&config.runtime, clock)?;
+    let _lock = runtime::lock(&config.runtime, clock)?;
     let mountpoint = Mountpoint::new(&config.mount, &config.file);
     if mountpoint.heal()? {
         tracing::info!(mount = %config.mount.display(), "took away the mount that an earlier daemon left behind");
@@ -143,44 +136,12 @@ pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), K
         mountpoint,
         signals,
         mountinfo: mountinfo()?,
-        control: listen(&config.runtime)?,
+        control: runtime::listen(&config.runtime)?,
         keys: keys(config)?,
         values: SharedMemory::create().map_err(KeeperError::Start)?,
         values_key: SecretMemory::new().map_err(KeeperError::Start)?,
     };
     keeper.keep(ready)
-}
-
-/// Takes the lock of a config, waiting as long as a command may take.
-///
-/// # Errors
-/// [`KeeperError::Locked`], [`KeeperError::File`].
-pub fn lock(runtime: &Path, clock: &Clock) -> Result<Flock<File>, KeeperError> {
-    let path = runtime.join(LOCK);
-    let fails = |why: io::Error| KeeperError::File {
-        path: path.clone(),
-        key: "runtime",
-        why,
-    };
-    // Nobody else may open it: any descriptor, even one for reading, could hold the lock and keep the daemon down.
-    let open = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path);
-    let mut file = open.map_err(fails)?;
-    let deadline = clock.now() + LOCK_DEADLINE;
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((_, errno)) if errno != Errno::EWOULDBLOCK => return Err(fails(errno.into())),
-            Err(_) if clock.now() >= deadline => return Err(KeeperError::Locked(path)),
-            Err((back, _)) => file = back,
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 struct Keeper<'a> {
@@ -518,50 +479,4 @@ fn keys(config: &Config) -> Result<Vec<(String, SecretMemory)>, KeeperError> {
 fn mountinfo() -> Result<File, KeeperError> {
     let path = Path::new("/proc/self/mountinfo");
     File::open(path).map_err(KeeperError::Start)
-}
-
-/// Binds the control socket. Everyone may connect: who may do what is asked of the kernel's word on the peer.
-fn listen(runtime: &Path) -> Result<UnixListener, KeeperError> {
-    let path = runtime.join(control::SOCKET);
-    let fails = |why: io::Error| KeeperError::File {
-        path: path.clone(),
-        key: "runtime",
-        why,
-    };
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fails(error)),
-        Ok(()) | Err(_) => {}
-    }
-    let listener = UnixListener::bind(&path).map_err(fails)?;
-    fs::set_permissions(&path, Permissions::from_mode(0o666)).map_err(fails)?;
-    Ok(listener)
-}
-
-/// Makes a folder that is not there, for `owner`.
-fn make_folder(
-    path: &Path,
-    key: &'static str,
-    mode: u32,
-    owner: Option<Uid>,
-) -> Result<(), KeeperError> {
-    let fails = |why: io::Error| KeeperError::File {
-        path: path.to_owned(),
-        key,
-        why,
-    };
-    if path.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(fails)?;
-    }
-    DirBuilder::new().mode(mode).create(path).map_err(fails)?;
-    // Whatever the umask has left of it: a runtime folder that only root can enter keeps everyone else's commands out.
-    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(fails)?;
-    if Uid::effective() == Uid::ROOT
-        && let Some(owner) = owner
-    {
-        std::os::unix::fs::chown(path, Some(owner.0), None).map_err(fails)?;
-    }
-    Ok(())
 }

@@ -25,7 +25,7 @@ use crate::control::protocol::MAX_CHUNK;
 use crate::control::{
     Answer, Body, Commands, Event, Exchange, Failure, Interrupted, Kind, Request, SOCKET,
 };
-use crate::keeper::{LOCK, runtime};
+use crate::keeper::runtime;
 use crate::run::{self, RunError};
 use crate::sys::{Gid, Tid, Uid};
 
@@ -195,7 +195,7 @@ impl Session {
     /// # Errors
     /// When the lock's file cannot be opened.
     pub fn try_lock(&self) -> Result<Option<Flock<fs::File>>, Failure> {
-        self.try_take(LOCK)
+        self.try_take(runtime::LOCK)
     }
 
     fn try_take(&self, name: &str) -> Result<Option<Flock<fs::File>>, Failure> {
@@ -264,7 +264,7 @@ impl Session {
             if self.clock.now() >= deadline {
                 return Err(Failure::failed(format!(
                     "{}: held all the time, and nobody answers at {}: a daemon or another command is stuck: see `ps`, and end it",
-                    self.config.runtime.join(LOCK).display(),
+                    self.config.runtime.join(runtime::LOCK).display(),
                     self.socket().display()
                 )));
             }

@@ -1,13 +1,26 @@
-//! The runtime folder, judged: who could replace the control socket there would be given the values of every `put`, and
-//! who could replace the lock would keep the daemon down.
+//! The runtime folder, and what stands in it. It is judged: who could replace the control socket there would be given the
+//! values of every `put`, and who could replace the lock would keep the daemon down.
 
-use std::fs;
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::clock::Clock;
+use crate::control;
 use crate::keeper::KeeperError;
 use crate::sys::Uid;
+
+/// The daemon's lock, below the runtime folder. Who holds it may change what belongs to the config.
+pub const LOCK: &str = "lock";
+
+/// How long a command that holds the lock may keep us from starting.
+const LOCK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Makes sure that nobody but root and we ourselves can have put something there: neither into the folder nor, by
 /// replacing one of those above it, in its place. (Root's sticky folders, such as `/tmp`, may be above it.) A folder that
@@ -38,6 +51,84 @@ pub fn judge(runtime: &Path) -> Result<(), KeeperError> {
             let why = "can be written by others, who could stand in for the daemon: chmod go-w it";
             return Err(refused(folder, io::Error::other(why)));
         }
+    }
+    Ok(())
+}
+
+/// Takes the lock of a config, waiting as long as a command may take.
+///
+/// # Errors
+/// [`KeeperError::Locked`], [`KeeperError::File`].
+pub fn lock(runtime: &Path, clock: &Clock) -> Result<Flock<File>, KeeperError> {
+    let path = runtime.join(LOCK);
+    let fails = |why: io::Error| KeeperError::File {
+        path: path.clone(),
+        key: "runtime",
+        why,
+    };
+    // Nobody else may open it: any descriptor, even one for reading, could hold the lock and keep the daemon down.
+    let open = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path);
+    let mut file = open.map_err(fails)?;
+    let deadline = clock.now() + LOCK_DEADLINE;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((_, errno)) if errno != Errno::EWOULDBLOCK => return Err(fails(errno.into())),
+            Err(_) if clock.now() >= deadline => return Err(KeeperError::Locked(path)),
+            Err((back, _)) => file = back,
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Binds the control socket. Everyone may connect: who may do what is asked of the kernel's word on the peer.
+pub(super) fn listen(runtime: &Path) -> Result<UnixListener, KeeperError> {
+    let path = runtime.join(control::SOCKET);
+    let fails = |why: io::Error| KeeperError::File {
+        path: path.clone(),
+        key: "runtime",
+        why,
+    };
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fails(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(&path).map_err(fails)?;
+    fs::set_permissions(&path, Permissions::from_mode(0o666)).map_err(fails)?;
+    Ok(listener)
+}
+
+/// Makes a folder that is not there, for `owner`.
+pub(super) fn make_folder(
+    path: &Path,
+    key: &'static str,
+    mode: u32,
+    owner: Option<Uid>,
+) -> Result<(), KeeperError> {
+    let fails = |why: io::Error| KeeperError::File {
+        path: path.to_owned(),
+        key,
+        why,
+    };
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(fails)?;
+    }
+    DirBuilder::new().mode(mode).create(path).map_err(fails)?;
+    // Whatever the umask has left of it: a runtime folder that only root can enter keeps everyone else's commands out.
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(fails)?;
+    if Uid::effective() == Uid::ROOT
+        && let Some(owner) = owner
+    {
+        std::os::unix::fs::chown(path, Some(owner.0), None).map_err(fails)?;
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ fn served(act: impl FnOnce(&Demo)) {
     let clock = Clock::default();
     let config = Config::load(&demo.path("config.toml")).unwrap();
     fs::create_dir_all(&config.runtime).unwrap();
-    let lock = keeper::lock(&config.runtime, &clock).unwrap();
+    let lock = keeper::runtime::lock(&config.runtime, &clock).unwrap();
     let listener = UnixListener::bind(demo.path("run/control.sock")).unwrap();
     let runtime = run::runtime().unwrap();
     let (end, ended) = tokio::sync::oneshot::channel::<()>();

@@ -17,10 +17,10 @@ use secretfs::sys;
 use serde_json::json;
 
 use crate::common::daemon::{Daemon, Setup};
-use crate::common::{eventually, patience};
 use crate::common::machine::needs;
 use crate::common::mounts::{children, connection};
 use crate::common::probe::{Probe, Who};
+use crate::common::{eventually, patience};
 
 const SERVICES: &str = r#"
 [services.a]

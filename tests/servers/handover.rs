@@ -166,5 +166,9 @@ fn who_waits_for_an_answer_when_the_server_is_killed_gets_it_from_the_next() {
         let status = daemon.secretfs(&["status", "--json"], b"").expect_ok();
         serde_json::from_slice::<Value>(&status).unwrap()["handles"].clone()
     };
-    assert!(eventually(DEADLINE, || handles() == json!(0)), "{}", handles());
+    assert!(
+        eventually(DEADLINE, || handles() == json!(0)),
+        "{}",
+        handles()
+    );
 }
