@@ -4,7 +4,6 @@
 //! store itself because no daemon serves the config.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -21,14 +20,13 @@ use tokio::sync::oneshot;
 use crate::access::{Access, Authority};
 use crate::audit::{Audit, AuditError};
 use crate::backend::Backend;
-use crate::backend::store::identity::{self, Identity, IdentityError, Prompt, Protection};
+use crate::backend::store::identity::{self, Identity, IdentityError, Prompt};
 use crate::backend::store::{Store, StoreError};
-use crate::backend::vault::Vault;
 use crate::cache::{Cache, Times};
 use crate::caller::procfs::Procfs;
 use crate::clock::Clock;
 use crate::config::accounts::System;
-use crate::config::{BackendConfig, Config, ConfigErrors, OfflineConfig, StoreConfig};
+use crate::config::{Config, ConfigErrors, OfflineConfig, StoreConfig};
 use crate::control::handler::{Handler, Parts};
 use crate::control::server::{self, Limits};
 use crate::events::Events;
@@ -37,8 +35,9 @@ use crate::fuse::{Session, may_resend};
 use crate::keeper;
 use crate::secret::{Name, SealedMemory, SecretBytes};
 use crate::signal::Signals;
-use crate::sys::{self, SecretMemory};
+use crate::sys;
 
+mod backends;
 mod daemon;
 mod handover;
 mod offline;
@@ -46,6 +45,7 @@ mod revocations;
 mod state;
 mod watch;
 
+use backends::{open_stores, vaults};
 use daemon::Running;
 use handover::{Handover, Survived};
 use offline::Offline;
@@ -468,71 +468,6 @@ fn times(config: &Config) -> Times {
         ttl: config.cache.ttl,
         timeout: config.cache.timeout,
     }
-}
-
-fn vaults(config: &Config, clock: &Clock) -> Result<BTreeMap<Name, Vault>, RunError> {
-    let env = |name: &str| std::env::var(name).ok();
-    let vault = |(name, backend): (&Name, &BackendConfig)| match backend {
-        BackendConfig::Store(_) => None,
-        BackendConfig::Vault(settings) => {
-            let vault = Vault::new(name.clone(), settings, &env, clock.clone());
-            let wrong = |why| RunError::Backend {
-                file: config.file.clone(),
-                name: name.clone(),
-                why,
-            };
-            Some(vault.map(|vault| (name.clone(), vault)).map_err(wrong))
-        }
-    };
-    config.backends.iter().filter_map(vault).collect()
-}
-
-fn open_stores(
-    config: &Config,
-    mut identities: BTreeMap<Name, OwnedFd>,
-    mut keys: BTreeMap<Name, OwnedFd>,
-    clock: &Clock,
-) -> Result<BTreeMap<Name, Store>, RunError> {
-    let open = |(name, store): (&Name, &StoreConfig)| {
-        let place = identity::locate(store.identity.as_deref())?;
-        let file = identities.remove(name).ok_or(IdentityError::Nowhere)?;
-        let memory = keys.remove(name).map(SecretMemory::map).transpose();
-        let memory = memory.map_err(RunError::system("the memory for the identity"))?;
-        Ok((
-            name.clone(),
-            open_store(store, &place, file.into(), memory.as_ref(), clock)?,
-        ))
-    };
-    config.stores().map(open).collect()
-}
-
-/// Opens a store with the identity that the keeper passed. What somebody had to open by hand for an earlier server is
-/// in `memory`, and is not asked for again unless the store has another identity now.
-fn open_store(
-    store: &StoreConfig,
-    place: &Path,
-    mut file: File,
-    memory: Option<&SecretMemory>,
-    clock: &Clock,
-) -> Result<Store, RunError> {
-    let opened = memory
-        .and_then(SecretMemory::read)
-        .map(|text| SecretBytes::new(text.to_vec()));
-    if let Some(text) = opened {
-        let identity = Identity::parse(&text, place, &Prompt::nobody())?;
-        match Store::open(&store.path, identity, clock.clone()) {
-            Err(StoreError::WrongIdentity(_)) => {}
-            opened => return Ok(opened?),
-        }
-    }
-    let identity = Identity::read(&mut file, place, &Prompt::terminal())?;
-    if let Some(memory) = memory
-        && identity.protection() != Protection::Plain
-    {
-        let kept = memory.write(identity.to_text(clock.timestamp()).expose());
-        kept.map_err(RunError::system("the memory for the identity"))?;
-    }
-    Ok(Store::open(&store.path, identity, clock.clone())?)
 }
 
 /// A panic ends one task, whose request fails. That of any other thread ends the server, which the keeper starts again:
