@@ -367,16 +367,20 @@ impl Cache {
         self.state().next_number()
     }
 
-    /// An earlier server has shown this under that number, so it keeps it (rule 6).
+    /// An earlier server has shown this under that number, so it keeps it (rule 6). What was inherited and is older, because the
+    /// other died before it could leave what came last, is not shown any more.
     pub fn go_on_showing(
         &self,
         path: &SecretPath,
-        version: &Version,
+        version: (&Version, Timestamp),
         reference: &Reference,
         number: u64,
     ) {
         let mut state = self.state();
-        state.shown_number(path, version, reference, number, true);
+        if state.inherited.is_before(path, reference, version) {
+            state.drop_value(path);
+        }
+        state.shown_number(path, version.0, reference, number, true);
     }
 
     /// How much is held.

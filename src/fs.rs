@@ -36,7 +36,7 @@ mod used;
 
 pub use crate::cache::Answer;
 pub use catalogue::{Catalogue, Look};
-pub use change::Change;
+pub use change::{Change, Doubt};
 pub use errno::FsError;
 pub use handles::Fh;
 pub use inodes::Ino;
@@ -145,7 +145,15 @@ impl Tree {
 
     /// The kernel gives `count` look-ups back.
     pub fn forget(&self, ino: Ino, count: u64) {
-        self.inodes.forget(ino, count);
+        let node = self.inodes.get(ino);
+        let gone = self.inodes.forget(ino, count);
+        // The kernel holds the inode of what is open: this is what an earlier server had opened when it died, and who was to
+        // get it had an error.
+        if let Some(Node::Secret(node)) = node.filter(|_| gone)
+            && node.is_open()
+        {
+            self.handles.close_all(ino);
+        }
     }
 
     /// `stat`. For a caller that may read the secret it fetches what was never fetched, so that the size is true.
@@ -226,7 +234,7 @@ impl Tree {
         }
     }
 
-    /// The listing of an open directory. One that an earlier server opened is made anew, for whoever reads it first.
+    /// The listing of an open directory. One that an earlier server opened is made anew, for whoever reads it.
     ///
     /// # Errors
     /// [`FsError::BadHandle`], or that the names are not at hand.
@@ -238,9 +246,7 @@ impl Tree {
                 return Answer::Ready(Err(FsError::BadHandle));
             }
         };
-        let tree = Arc::clone(self);
-        let listing = self.list(caller, ino);
-        listing.map(move |entries| Ok(tree.handles.list(fh, entries?)))
+        self.list(caller, ino)
     }
 
     /// What `stat` would show of a line in the listing of `parent`, without fetching; `None` if it is gone. A name that has

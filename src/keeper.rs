@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
@@ -21,18 +21,19 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use sd_notify::NotifyState;
 
-use crate::backend::store::identity;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::control;
 use crate::sys::{SecretMemory, SharedMemory};
 
+mod error;
 mod falls;
 mod lookout;
 pub mod mountpoint;
 pub mod runtime;
 mod serving;
 
+pub use error::KeeperError;
 use falls::{Falls, Next};
 use lookout::Lookout;
 use mountpoint::{Listed, MountError, Mountpoint, abort};
@@ -44,60 +45,13 @@ pub const READY: [u8; 1] = *b"r";
 pub const READY_WITHOUT_RESEND: [u8; 1] = *b"o";
 /// What the server says when it was asked to end, by `secretfs unmount`.
 pub const END: [u8; 1] = *b"e";
+/// What the server says when no other can go on where it ends.
+pub const LAST: [u8; 1] = *b"l";
 
 /// How long the server may take to drain before it is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the kernel may take for the end of a server that was killed.
 const KILL_DEADLINE: Duration = Duration::from_secs(2);
-/// Why the daemon could not be started or kept.
-#[derive(Debug, thiserror::Error)]
-pub enum KeeperError {
-    /// Something about the mount.
-    #[error(transparent)]
-    Mount(#[from] MountError),
-    /// Another daemon, or a command, holds the lock.
-    #[error("{}: another daemon serves this config, or a command hangs: see `secretfs status` and `ps`, or end it with `secretfs unmount`", .0.display())]
-    Locked(PathBuf),
-    /// A file or folder of the daemon's.
-    #[error("{}: {why}: mend it, or name another folder as `{key}` in the config", .path.display())]
-    File {
-        /// Where.
-        path: PathBuf,
-        /// The key of the config that says where.
-        key: &'static str,
-        /// Why.
-        why: io::Error,
-    },
-    /// The identity of a store.
-    #[error(transparent)]
-    Identity(#[from] identity::IdentityError),
-    /// The server could not be started.
-    #[error("the server could not be started: {0}")]
-    Start(io::Error),
-    /// The server ended before it was ready, and has said why.
-    #[error("the server did not become ready")]
-    NotReady(u8),
-    /// The kernel failed a call that does not fail.
-    #[error("the keeper: {0}")]
-    System(#[from] Errno),
-}
-
-impl KeeperError {
-    /// The exit code for it.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::NotReady(code) => *code,
-            Self::Identity(_) => 5,
-            Self::Mount(_)
-            | Self::Locked(_)
-            | Self::File { .. }
-            | Self::Start(_)
-            | Self::System(_) => 1,
-        }
-    }
-}
-
 /// Mounts and serves `config` in the foreground until it is told to stop. `ready` is called once, when the first
 /// reader can be served.
 ///
@@ -217,7 +171,10 @@ impl Keeper<'_> {
         falls: &mut Falls,
     ) -> Result<Option<Serving>, KeeperError> {
         let served = dead.served_for(self.clock.now());
-        let next = falls.fell(served, dead.can_be_followed(status));
+        // Nobody could come to a mount that was taken away while the server was dying.
+        let there = self.mountpoint.listed().is_ok_and(|list| !list.is_empty());
+        let next = falls.fell(served, there && dead.can_be_followed(status));
+        let due = dead.due(self.clock.now());
         let Serving {
             child,
             held,
@@ -232,7 +189,7 @@ impl Keeper<'_> {
                     return Ok(self.give_up());
                 }
                 match self.take_over(held) {
-                    Ok(serving) => return Ok(Some(serving.after(before))),
+                    Ok(serving) => return Ok(Some(serving.after(before, due))),
                     Err(error) => {
                         tracing::error!("the server was not started again: {error}");
                         falls.pause()
@@ -249,7 +206,7 @@ impl Keeper<'_> {
                 return Ok(self.give_up());
             }
             match self.start() {
-                Ok(serving) => return Ok(Some(serving.after(before))),
+                Ok(serving) => return Ok(Some(serving.after(before, due))),
                 Err(error) => tracing::error!("the server was not started again: {error}"),
             }
             pause = falls.pause();
@@ -295,7 +252,9 @@ impl Keeper<'_> {
 
     /// Mounts afresh and starts a server on it.
     fn start(&self) -> Result<Serving, KeeperError> {
-        let held = Held::new(self.mountpoint.mount()?)?;
+        let ledger = SharedMemory::create().map_err(KeeperError::Start)?;
+        let mounted = self.mountpoint.mount()?;
+        let held = Held::new(mounted, self.mounts(), ledger);
         self.start_server(held).map_err(|(error, held)| {
             drop(held);
             let _ = self.mountpoint.detach();
@@ -334,10 +293,13 @@ impl Keeper<'_> {
                 if ends(signal) {
                     return Ok(Happened::Stop);
                 }
-                // A server that is not ready reads the config anyway, and does not listen yet.
-                if signal == Signal::SIGHUP && serving.ready.is_some() {
-                    kill(pid(&serving.child), Signal::SIGHUP)?;
+                // A server that is not ready does not listen yet.
+                if signal == Signal::SIGHUP {
+                    serving.reload = true;
                 }
+            }
+            if serving.ready.is_some() && std::mem::take(&mut serving.reload) {
+                kill(pid(&serving.child), Signal::SIGHUP)?;
             }
             // First, as what it has said it has said, whatever has become of it.
             let mut byte = [0_u8; 1];
@@ -346,13 +308,16 @@ impl Keeper<'_> {
                     // Its end is closed, so it is dying, and SIGCHLD follows.
                     std::thread::sleep(Duration::from_millis(1));
                 }
-                Ok(_) if byte == READY || byte == READY_WITHOUT_RESEND => {
+                Ok(_) if byte == LAST => serving.last = true,
+                Ok(_) if byte == END => return Ok(Happened::Stop),
+                // Only its first word of this kind counts.
+                Ok(_) if serving.ready.is_some() => {}
+                Ok(_) => {
                     serving.ready = Some(self.clock.now());
                     serving.held.served = true;
-                    serving.held.resends = byte == READY;
+                    serving.held.resends = byte != READY_WITHOUT_RESEND;
                     return Ok(Happened::Ready);
                 }
-                Ok(_) => return Ok(Happened::Stop),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(KeeperError::Start(error)),
             }
@@ -367,7 +332,10 @@ impl Keeper<'_> {
             if !idle {
                 self.look_after(serving);
             }
-            serving.hurry(self.clock.now());
+            if serving.hurry(self.clock.now()) {
+                serving.stuck = true;
+                return Ok(Happened::Died(ExitStatus::from_raw(libc::SIGKILL)));
+            }
         }
     }
 
@@ -390,7 +358,7 @@ impl Keeper<'_> {
     /// The end: nobody can come any more, then the server drains, then whoever still waits is let go.
     fn stop(&self, mut serving: Serving) -> Result<(), KeeperError> {
         tell_systemd(NotifyState::Stopping);
-        let mounts = self.mounts();
+        let mounts = self.mounts_of(&serving.held);
         let detached = self.mountpoint.detach();
         let server = pid(&serving.child);
         let _ = kill(server, Signal::SIGTERM);
@@ -433,6 +401,15 @@ impl Keeper<'_> {
         mounts
     }
 
+    /// The mounts whose connection this is. As long as we hold its top no other connection has its number, whoever has
+    /// unmounted it.
+    fn mounts_of(&self, held: &Held) -> Vec<Listed> {
+        match &held.mounted.writable {
+            Some(_) => held.listed.clone(),
+            None => self.mounts(),
+        }
+    }
+
     fn remove_socket(&self) {
         let _ = fs::remove_file(self.config.runtime.join(control::SOCKET));
     }
@@ -440,7 +417,7 @@ impl Keeper<'_> {
     /// Waiters fail at once, and the place is free for a fresh mount.
     fn clear(&self, held: Held) {
         // What is stuck of a server may still hold the connection.
-        self.mounts().iter().for_each(abort);
+        self.mounts_of(&held).iter().for_each(abort);
         drop(held);
         if let Err(error) = self.mountpoint.detach() {
             tracing::warn!(%error, mount = %self.config.mount.display(), "the dead mount would not go");

@@ -178,7 +178,9 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let file = Print::of(config);
     let config = Config::load(config)?;
     let stores = open_stores(&config, inherited.identities, inherited.keys, clock)?;
-    let (ledger, known) = Ledger::open(inherited.ledger)?;
+    let (ledger, known) = Ledger::open(inherited.ledger).inspect_err(|_| {
+        let _ = nix::unistd::write(&inherited.word, &keeper::LAST);
+    })?;
     let taken_over = SealedMemory::take_over(inherited.values, inherited.values_key);
     let (memory, left) = taken_over.map_err(RunError::system("the memory for values"))?;
     let epoch = state::next_epoch(&config.state)?;
@@ -221,9 +223,8 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         None => Session::start(tree, mount, runtime.handle().clone()),
         Some((agreed, unfinished)) => {
             let tasks = runtime.handle().clone();
-            let session = Session::take_over(Arc::clone(&tree), mount, tasks, agreed);
-            runtime.spawn(tree.finish(unfinished));
-            session
+            Session::take_over(Arc::clone(&tree), mount, tasks, agreed)
+                .inspect(|_| drop(runtime.spawn(tree.finish(unfinished))))
         }
     };
     let session = session.map_err(RunError::system("the FUSE session"))?;
@@ -282,6 +283,8 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
                 ended = &mut lost => break ended.map_err(io::Error::other).flatten(),
             }
         };
+        // What there was goes now.
+        let _ = word.write_all(&keeper::LAST);
         listening.abort();
         broker.abort();
         drop(end);

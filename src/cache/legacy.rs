@@ -362,6 +362,19 @@ impl Inherited {
         self.0.remove(path)
     }
 
+    /// Whether what there is for this secret is older than a version that was found at the same place.
+    pub(super) fn is_before(
+        &self,
+        path: &SecretPath,
+        reference: &Reference,
+        (version, modified): (&Version, Timestamp),
+    ) -> bool {
+        let record = self.0.get(path);
+        let record = record.filter(|record| *record.key == super::records::key(reference));
+        let content = record.and_then(|record| record.content.as_ref().ok());
+        content.is_some_and(|found| found.version != *version && found.modified < modified)
+    }
+
     /// Whether there is something for this secret.
     pub(super) fn is_for(&self, path: &SecretPath) -> bool {
         !self.0.is_empty() && self.0.contains_key(path)

@@ -18,6 +18,7 @@ use crate::cache::Generation;
 use crate::config::Reads;
 use crate::events::What;
 use crate::fs::inodes::Pending;
+use crate::fs::ledger::Entry;
 use crate::fs::ledger::lines::{ChangeLine, Line};
 use crate::fs::node::{Secret, SecretNode, View};
 use crate::fs::{Attr, FsError, Ino, Node, Renaming, Reply, Tree};
@@ -45,6 +46,14 @@ pub enum Change {
     Written,
     /// Something happened: there may be another value, none, or the same as before.
     Perhaps,
+    /// It was under way when an earlier server died: nobody knows how far it came, so it is made once more.
+    Again,
+}
+
+/// While this is there the next server takes no value for what it was by its version.
+#[derive(Debug)]
+pub struct Doubt {
+    _lines: Vec<Entry>,
 }
 
 impl Tree {
@@ -76,7 +85,19 @@ impl Tree {
         self.follow(paths, shown, change)
     }
 
-    /// The same for everything that was ever fetched.
+    /// To be called before a store gets other values under the versions that it has.
+    #[must_use]
+    pub fn doubt(&self) -> Doubt {
+        let lines = self.inodes.known().into_iter().filter_map(|path| {
+            let line = Line::Change(ChangeLine { path });
+            self.ledger.write(&line, [0; 3])
+        });
+        Doubt {
+            _lines: lines.collect(),
+        }
+    }
+
+    /// The values of everything that was ever fetched may have changed: see [`Tree::changed`].
     pub fn invalidate_all(self: &Arc<Self>) -> BoxFuture<'static, ()> {
         self.cache.invalidate_all();
         self.follow(self.inodes.known(), Vec::new(), Change::Perhaps)
@@ -141,27 +162,6 @@ impl Tree {
         .boxed()
     }
 
-    /// Makes a change of a name once more, of which nobody knows how far it came.
-    pub(super) async fn change_again(self: &Arc<Self>, path: &SecretPath) {
-        let current = self.inodes.current(path);
-        let newest = match current.filter(|node| node.secret.is_in_use()) {
-            Some(_) if self.access.is_revoked(path) => Ok(None),
-            Some(_) => self.newest(path).await.map(Some),
-            None if self.exists(path).await => Ok(None),
-            None => Err(BackendError::Absent(path.to_string())),
-        };
-        let (made, told) = match newest {
-            Err(BackendError::Absent(_)) => (self.remove(path), removed(path)),
-            newest => {
-                let newest = newest.ok().flatten();
-                let newest = newest.as_deref();
-                (self.rotate(path, newest), rotated(path, newest))
-            }
-        };
-        let _ = tokio::time::timeout(KERNEL_DEADLINE, made.wait()).await;
-        self.tell(told);
-    }
-
     /// What happened is told when an open sees it: when the name has changed hands.
     pub(super) async fn follow_one(self: &Arc<Self>, path: &SecretPath, change: Change) {
         let current = self.inodes.current(path);
@@ -176,7 +176,8 @@ impl Tree {
             Some(node) => match self.newest(path).await {
                 Ok(generation) => {
                     let news = node.secret.notice(generation.number);
-                    if !news && !self.is_to_rotate(path, generation.number) {
+                    let due = self.is_to_rotate(path, generation.number);
+                    if !news && !due && change != Change::Again {
                         return;
                     }
                     // Also if somebody has found it out, and told of it, before: then it is under way.
@@ -189,6 +190,10 @@ impl Tree {
                 }
                 // Whoever opens it next finds out.
                 Err(_) => (self.rotate(path, None), Some(rotated(path, None))),
+            },
+            None if change == Change::Again => match self.exists(path).await {
+                true => (self.rotate(path, None), None),
+                false => (self.remove(path), None),
             },
             None if !watchable && !self.access.events().is_watched() => return,
             None if change == Change::Written || self.exists(path).await => match watchable {

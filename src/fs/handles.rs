@@ -54,7 +54,7 @@ pub(super) enum Open {
     /// A file whose value has not outlived the server that opened it.
     Lost(Arc<Lost>),
     Directory(Arc<Vec<DirEntry>>),
-    /// A directory that an earlier server opened: its listing is made when it is asked for.
+    /// A directory that an earlier server opened: its listing is made each time it is asked for.
     Unlisted(Ino),
 }
 
@@ -82,7 +82,7 @@ impl Open {
 #[derive(Debug)]
 struct Handle {
     entry: Option<Entry>,
-    /// The request that an earlier server answered with it.
+    /// What an earlier server wrote down of the request that it answered with it.
     given: Option<u64>,
     open: Open,
 }
@@ -138,19 +138,6 @@ impl Handles {
         self.table().get(&fh).map(|handle| handle.open.clone())
     }
 
-    /// The listing of a directory that had none yet; the first one counts.
-    pub(super) fn list(&self, fh: Fh, entries: Arc<Vec<DirEntry>>) -> Arc<Vec<DirEntry>> {
-        let mut open = self.table_mut();
-        match open.get_mut(&fh).map(|handle| &mut handle.open) {
-            Some(Open::Directory(first)) => Arc::clone(first),
-            Some(unlisted @ Open::Unlisted(_)) => {
-                *unlisted = Open::Directory(Arc::clone(&entries));
-                entries
-            }
-            Some(Open::File(_) | Open::Taken(_) | Open::Lost(_)) | None => entries,
-        }
-    }
-
     /// Every open file.
     pub(super) fn files(&self) -> Vec<(Fh, Arc<OpenFile>)> {
         let open = self.table();
@@ -163,7 +150,7 @@ impl Handles {
 
     /// The kernel is about to be given this handle, in answer to this request.
     pub(super) fn given(&self, fh: Fh, request: u64) {
-        self.note(fh, Number::Given, request);
+        self.note(fh, Number::Given, mark(request));
     }
 
     /// The kernel is told by this number when something becomes of an open file.
@@ -207,16 +194,28 @@ impl Handles {
         drop(removed);
     }
 
+    /// Closes all handles of a file.
+    pub(super) fn close_all(&self, ino: Ino) {
+        let of_file = |handle: &Handle| handle.open.pin().is_some_and(|pin| pin.node.ino == ino);
+        let all: Vec<Fh> = {
+            let all = self.table();
+            let all = all.iter().filter(|(_, handle)| of_file(handle));
+            all.map(|(fh, _)| *fh).collect()
+        };
+        all.into_iter().for_each(|fh| self.remove(fh));
+    }
+
     pub(super) fn len(&self) -> usize {
         self.table().len()
     }
 
-    /// One that an earlier server gave in answer to this request.
-    pub(super) fn restore(&self, fh: Fh, entry: Entry, request: u64, open: Open) {
-        self.next.fetch_max(fh.0 + 1, Ordering::Relaxed);
+    /// One that an earlier server gave.
+    pub(super) fn restore(&self, fh: Fh, entry: Entry, given: u64, open: Open) {
+        self.next
+            .fetch_max(fh.0.saturating_add(1), Ordering::Relaxed);
         let handle = Handle {
             entry: Some(entry),
-            given: Some(request),
+            given: Some(given),
             open,
         };
         self.table_mut().insert(fh, handle);
@@ -225,7 +224,9 @@ impl Handles {
     /// A request comes again: the kernel has not got the handle that an earlier server made for it.
     pub(super) fn comes_again(&self, request: u64) {
         let all = self.table();
-        let mut answers = all.iter().filter(|(_, one)| one.given == Some(request));
+        let mut answers = all
+            .iter()
+            .filter(|(_, one)| one.given == Some(mark(request)));
         let answer = answers.next().map(|(fh, _)| *fh);
         drop(answers);
         drop(all);
@@ -255,4 +256,9 @@ impl Handles {
     fn table_mut(&self) -> RwLockWriteGuard<'_, HashMap<Fh, Handle>> {
         self.open.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A request as it is written down: not 0, and short enough.
+fn mark(request: u64) -> u64 {
+    request % Number::HIGHEST + 1
 }

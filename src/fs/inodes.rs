@@ -250,20 +250,22 @@ impl Inodes {
         table.write_down(ino, count);
     }
 
-    /// The kernel gives look-ups back. What nobody finds by a name any more is gone with the last of them.
-    pub(super) fn forget(&self, ino: Ino, count: u64) {
+    /// The kernel gives look-ups back. What nobody finds by a name any more is gone with the last of them. True if that was
+    /// the last one.
+    pub(super) fn forget(&self, ino: Ino, count: u64) -> bool {
         let mut table = self.table_mut();
         let Some(held) = table.lookups.get_mut(&ino) else {
-            return;
+            return false;
         };
         *held = held.saturating_sub(count);
         let held = *held;
         table.write_down(ino, held);
         if held > 0 {
-            return;
+            return false;
         }
         table.lookups.remove(&ino);
         table.drop_unnamed(ino);
+        true
     }
 
     /// Begins to give the name a new inode, or none; what is to be dropped when that is done comes along. Not if the same
@@ -465,7 +467,10 @@ impl Table {
                     }
                 }
                 view @ (View::Fresh | View::Previous | View::Version(_)) => {
-                    self.views.remove(&(node.path.clone(), view.clone()));
+                    let place = (node.path.clone(), view.clone());
+                    if self.views.get(&place) == Some(&ino) {
+                        self.views.remove(&place);
+                    }
                 }
             },
             Some(Node::Hidden(service, hidden)) => {

@@ -142,11 +142,15 @@ impl Ledger {
         if layout != LAYOUT {
             return Err(Unfit::Layout);
         }
-        if word(&memory, MISSING).ok_or_else(none)? != 0 {
+        let head = |at| match word(&memory, at).ok_or_else(none)? {
+            0 => Ok(0),
+            word => number(at, word).ok_or(Unfit::Damaged("its head is not as it was written")),
+        };
+        if head(MISSING)? != 0 {
             return Err(Unfit::Incomplete);
         }
         let negotiated = negotiated(&memory)?;
-        let next = word(&memory, NEXT).ok_or_else(none)?;
+        let next = head(NEXT)?;
         let (free, written) = slots(&memory)?;
         let ledger = Self::over(Some(memory), free);
         let lines = written.into_iter().map(|written| {
@@ -192,7 +196,7 @@ impl Ledger {
 
     /// All inodes so far have lower numbers.
     pub(super) fn count(&self, next: u64) {
-        self.put(NEXT, next);
+        self.put(NEXT, checked(NEXT, next));
     }
 
     /// Writes a line, which stays until it is dropped. `None` where nothing is kept.
@@ -236,7 +240,7 @@ impl Ledger {
         let slot = free.slot(memory, HEAD + length);
         if slot.is_none() {
             free.missing += 1;
-            self.put(MISSING, free.missing);
+            self.put(MISSING, checked(MISSING, free.missing));
             if !std::mem::replace(&mut free.warned, true) {
                 tracing::warn!(
                     "there is no more room to write down which files are open: if the server died now they would have to be opened anew"
@@ -312,7 +316,7 @@ impl Drop for Entry {
         } else {
             let mut free = self.ledger.free();
             free.missing = free.missing.saturating_sub(1);
-            self.ledger.put(MISSING, free.missing);
+            self.ledger.put(MISSING, checked(MISSING, free.missing));
         }
     }
 }

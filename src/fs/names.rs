@@ -170,10 +170,6 @@ impl Tree {
         if !self.access.may_list(caller, &service) {
             return Answer::Ready(Ok(Arc::default()));
         }
-        self.all_secrets(service)
-    }
-
-    pub(super) fn all_secrets(self: &Arc<Self>, service: Name) -> Answer<Reply<Entries>> {
         let catalogue = self.editions.current();
         let bound = catalogue.bound_names(&service);
         let Some(folder) = catalogue.folder(&service) else {

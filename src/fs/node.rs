@@ -76,6 +76,8 @@ struct SecretState {
     waited: Option<u64>,
     /// The generation whose pages the page cache may hold.
     pages: Option<u64>,
+    /// An earlier server has shown it, and the page cache may still hold what nobody knows.
+    unsure: bool,
     /// A newer inode has its name.
     superseded: bool,
     /// It has no name yet.
@@ -198,12 +200,18 @@ impl SecretNode {
     pub(super) fn told(&self, size: u64) {
         let mut state = self.state();
         state.told = Some(size);
+        state.unsure = false;
         self.keep_written(&mut state);
     }
 
     /// True once this inode has shown a generation.
     pub(super) fn has_shown(&self) -> bool {
         self.state().shown.is_some()
+    }
+
+    /// True if a handle is open.
+    pub(super) fn is_open(&self) -> bool {
+        !self.state().open.is_empty()
     }
 
     /// A newer inode has the name from now on.
@@ -357,7 +365,7 @@ impl SecretNode {
         // A handle past the page cache fills it all the same where it is mapped.
         state.pages = paged.then_some(number);
         let told = state.told.unwrap_or_default();
-        let tell = (told != state.size || taken_over).then_some(Tell {
+        let tell = (told != state.size || taken_over || state.unsure).then_some(Tell {
             ino: self.ino,
             size: state.size,
             grown: told < state.size,
@@ -387,7 +395,7 @@ impl SecretNode {
         // With the last handle the last descriptor and the last mapping are gone.
         state.barred &= !state.open.is_empty();
         if state.open.len() < before {
-            self.keep_written(&mut state);
+            self.drop_generations(&mut state);
             self.moved.notify_waiters();
         }
     }

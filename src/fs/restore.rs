@@ -27,19 +27,37 @@ pub type Values = HashMap<u64, Arc<Sealed>>;
 pub struct Unfinished {
     /// Who polled.
     waiters: Vec<Waiter>,
-    /// Changes of names that were under way.
-    changes: Vec<(SecretPath, Entry)>,
+    /// Changes that were under way.
+    changes: HashMap<SecretPath, Vec<Entry>>,
     /// What was last shown of the secrets that are in use.
-    shown: Vec<(SecretPath, Version, Reference)>,
+    shown: HashMap<SecretPath, GenerationLine>,
 }
 
-/// So many stores are asked at once whether they have something newer.
+/// So many secrets are looked after at once.
 const AT_ONCE: usize = 8;
+
+impl Unfinished {
+    /// A secret shows this generation. What is under way may have given it another value.
+    fn was_shown(&mut self, path: &SecretPath, line: &GenerationLine) {
+        if self.changes.contains_key(path) {
+            return;
+        }
+        let shown = self.shown.entry(path.clone());
+        let shown = shown.or_insert_with(|| line.clone());
+        if shown.number < line.number {
+            *shown = line.clone();
+        }
+    }
+}
 
 impl Tree {
     /// Takes up what an earlier server has left. Nobody has asked anything of this tree yet.
     pub fn restore(&self, left: Left, values: &Values) -> Unfinished {
         let mut unfinished = Unfinished::default();
+        for found in left.changes {
+            let changes = unfinished.changes.entry(found.line.path);
+            changes.or_default().push(found.entry);
+        }
         let nodes = self.inodes.restore(left.inodes.into_values(), left.next);
         let mut generations = HashMap::new();
         for (key, found) in left.generations {
@@ -51,8 +69,8 @@ impl Tree {
             if node.view.follows() {
                 node.secret.notice(key.1);
             }
-            if is_shown {
-                self.go_on_showing(node, &found.line, &mut unfinished);
+            if is_shown && node.view.follows() && !node.is_superseded() {
+                unfinished.was_shown(&node.path, &found.line);
             }
             generations.insert(key, found.line);
         }
@@ -77,28 +95,23 @@ impl Tree {
             self.handles.restore(fh, found.entry, request, open);
         }
         for (node, _) in nodes.into_values() {
-            if node.view == View::Current && self.inodes.current(&node.path).is_none() {
-                // It was removed: whoever has it open has an old value.
-                node.secret.notice(self.cache.next_number());
+            if node.view == View::Current && node.is_superseded() {
+                // It was removed, or replaced by what nobody has seen yet: whoever has it open has an old value.
+                let current = self.inodes.current(&node.path);
+                if !current.is_some_and(|current| current.has_shown()) {
+                    node.secret.notice(self.cache.next_number());
+                }
             }
             node.settle_restored();
         }
         self.inodes.sweep();
-        let changes = left.changes.into_iter();
-        let changes = changes.map(|found| (found.line.path, found.entry));
-        unfinished.changes = changes.collect();
-        unfinished
-    }
-
-    /// A value that is the same keeps its number.
-    fn go_on_showing(&self, node: &SecretNode, line: &GenerationLine, to: &mut Unfinished) {
-        if node.view != View::Current || node.is_superseded() {
-            return;
+        for (path, line) in &unfinished.shown {
+            // A value that is the same keeps its number.
+            let version = (&line.version, line.modified);
+            self.cache
+                .go_on_showing(path, version, &line.reference, line.number);
         }
-        let (version, reference) = (line.version.clone(), line.reference.clone());
-        self.cache
-            .go_on_showing(&node.path, &version, &reference, line.number);
-        to.shown.push((node.path.clone(), version, reference));
+        unfinished
     }
 
     /// The kernel is about to be given this handle, in answer to this request.
@@ -121,17 +134,19 @@ impl Tree {
                 let waiters = unfinished.waiters.into_iter();
                 waiters.for_each(|waiter| kernel.wake(waiter));
             }
-            for (path, entry) in unfinished.changes {
-                tree.change_again(&path).await;
-                drop(entry);
-            }
             let tree = &tree;
-            let shown = stream::iter(unfinished.shown);
-            let follow = |(path, version, reference)| async move {
-                if tree.has_changed(&version, reference).await {
+            let again = |(path, lines)| async move {
+                tree.follow_one(&path, Change::Again).await;
+                drop(lines);
+            };
+            let changes = stream::iter(unfinished.changes);
+            changes.for_each_concurrent(AT_ONCE, again).await;
+            let follow = |(path, line): (SecretPath, GenerationLine)| async move {
+                if tree.has_changed(&line.version, line.reference).await {
                     tree.follow_one(&path, Change::Perhaps).await;
                 }
             };
+            let shown = stream::iter(unfinished.shown);
             shown.for_each_concurrent(AT_ONCE, follow).await;
         }
         .boxed()
@@ -181,7 +196,7 @@ impl<'a> Shared<'a> {
             true => None,
             false => self.generation(line.sealed, shown),
         };
-        node.restore_pin(&line, generation.as_ref(), taken);
+        node.restore_pin(&line, generation.as_ref());
         let pin = Arc::new(Pin {
             node: Arc::clone(node),
             number: line.number,

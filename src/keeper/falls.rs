@@ -56,18 +56,20 @@ impl Falls {
         };
         self.young = match served < GROWN_UP {
             true => self.young + 1,
-            false => 0,
+            false => {
+                self.pause = FIRST_PAUSE;
+                0
+            }
         };
         if goes_on && self.in_a_row <= IN_A_ROW && self.young <= YOUNG_IN_A_ROW {
             let pause = FIRST_PAUSE * self.in_a_row;
             return Next::TakeOver(pause);
         }
         (self.in_a_row, self.young) = (0, 0);
-        if served >= GROWN_UP {
-            self.pause = FIRST_PAUSE;
-            return Next::Afresh(self.pause);
+        match served < GROWN_UP {
+            true => Next::Afresh(self.pause()),
+            false => Next::Afresh(self.pause),
         }
-        Next::Afresh(self.pause())
     }
 
     /// The pause before the next try, longer each time.

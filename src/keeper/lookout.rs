@@ -4,6 +4,7 @@
 //! it answers nobody, and its descriptors stay open.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -50,10 +51,20 @@ impl Lookout {
     }
 }
 
-/// True of a server whose first thread is dead while another is not.
+/// True of a server whose first thread is dead while others are not, and none of those can run: on a busy machine one may take
+/// its time to die, and could still take a request along.
 fn is_stuck(child: &Child) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    let process = PathBuf::from(format!("/proc/{}", child.id()));
+    let threads = fs::read_dir(process.join("task"));
+    let mut threads = threads.into_iter().flatten().flatten();
+    state(&process) == Some('Z')
+        && threads.all(|thread| matches!(state(&thread.path()), None | Some('Z' | 'X' | 'D')))
+}
+
+/// The letter for the state of a process or a thread.
+fn state(process: &Path) -> Option<char> {
+    let stat = fs::read_to_string(process.join("stat")).ok()?;
     // The name before it is in brackets, and may hold anything.
-    stat.rsplit_once(") ")
-        .is_some_and(|(_, fields)| fields.starts_with('Z'))
+    let (_, fields) = stat.rsplit_once(") ")?;
+    fields.chars().next()
 }

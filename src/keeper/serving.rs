@@ -9,18 +9,21 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 
-use super::mountpoint::{self, Mounted, pass_on};
-use super::{Keeper, KeeperError, pid, stores};
+use super::mountpoint::{self, Listed, Mounted, pass_on};
+use super::{KILL_DEADLINE, Keeper, KeeperError, pid, stores};
 use crate::backend::store::identity;
-use crate::sys::{self, SharedMemory};
+use crate::sys;
 
-/// How long a server may take to go on where another one has died. Who reads waits for it.
+/// How long those who read may have to wait for a server to go on where one has died, whoever dies on the way.
 const TAKE_OVER_DEADLINE: Duration = Duration::from_secs(10);
+/// So many servers that the kernel keeps may be there at once.
+const MOST_KEPT: usize = 3;
 
 /// A server and the mount that it serves.
 pub(super) struct Serving {
     pub(super) child: Child,
-    pub(super) started: Instant,
+    /// By then it must be ready if there was one before it on the mount.
+    due: Instant,
     /// When it has said [`READY`](super::READY).
     pub(super) ready: Option<Instant>,
     /// Somebody has taken the mount away, and the server was told to end.
@@ -31,6 +34,10 @@ pub(super) struct Serving {
     pub(super) held: Held,
     /// It took too long to go on where another one had died.
     late: bool,
+    /// It has said that nobody can go on where it ends.
+    pub(super) last: bool,
+    /// The config is to be read again as soon as it can be told so.
+    pub(super) reload: bool,
     /// It is dead, and the kernel keeps it.
     pub(super) stuck: bool,
     /// Servers before it that have not ended yet: the kernel keeps one until what it waits for has happened.
@@ -40,6 +47,8 @@ pub(super) struct Serving {
 /// What is held of a mount, so that another server can go on where one has died.
 pub(super) struct Held {
     pub(super) mounted: Mounted,
+    /// The mounts of it that there were at first.
+    pub(super) listed: Vec<Listed>,
     /// The memory in which it stands what the kernel knows. It is not mapped here.
     ledger: OwnedFd,
     /// A server was ready on it.
@@ -49,14 +58,15 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Of a fresh mount.
-    pub(super) fn new(mounted: Mounted) -> Result<Self, KeeperError> {
-        Ok(Self {
+    /// Of a fresh mount, with fresh memory.
+    pub(super) fn new(mounted: Mounted, listed: Vec<Listed>, ledger: OwnedFd) -> Self {
+        Self {
             mounted,
-            ledger: SharedMemory::create().map_err(KeeperError::Start)?,
+            listed,
+            ledger,
             served: false,
             resends: true,
-        })
+        }
     }
 
     /// Makes it ready for the next server. Where the kernel does not send again what is not answered, who waits for that
@@ -73,18 +83,34 @@ impl Held {
 }
 
 impl Serving {
-    /// Ends a server that takes too long to go on where another one has died.
-    pub(super) fn hurry(&mut self, now: Instant) {
-        let late = now.saturating_duration_since(self.started) > TAKE_OVER_DEADLINE;
-        if late && self.held.served && self.ready.is_none() {
-            self.late = true;
+    /// Ends a server that takes too long to go on where another one has died. True if not even that ends it.
+    pub(super) fn hurry(&mut self, now: Instant) -> bool {
+        let late = now.saturating_duration_since(self.due);
+        if late.is_zero() || !self.held.served || self.ready.is_some() {
+            return false;
+        }
+        if !std::mem::replace(&mut self.late, true) {
             let _ = kill(pid(&self.child), Signal::SIGKILL);
+        }
+        late > KILL_DEADLINE
+    }
+
+    /// By when the next one must be ready on the same mount.
+    pub(super) fn due(&self, now: Instant) -> Instant {
+        match self.ready {
+            Some(_) => now + TAKE_OVER_DEADLINE,
+            // Who waits has waited already.
+            None => self.due,
         }
     }
 
-    /// It comes after these.
-    pub(super) fn after(self, before: Vec<Child>) -> Self {
-        Self { before, ..self }
+    /// It comes after these, and must be ready by then.
+    pub(super) fn after(self, before: Vec<Child>, due: Instant) -> Self {
+        Self {
+            before,
+            due,
+            ..self
+        }
     }
 
     /// Forgets those before it that have ended.
@@ -99,18 +125,23 @@ impl Serving {
         self.before.is_empty() && !matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// How long it has served.
+    /// How long it has served. One that is stuck was found out late.
     pub(super) fn served_for(&self, now: Instant) -> Duration {
+        if self.stuck {
+            return Duration::ZERO;
+        }
         let since = self.ready.map(|ready| now.saturating_duration_since(ready));
         since.unwrap_or_default()
     }
 
-    /// Whether the next one can go on with the mount, now that it has ended like this. One that ends by itself could not, so
-    /// no other can. Where the kernel sends nothing again, what one that is stuck had read would wait for it for ever.
+    /// Whether the next one can go on with the mount, now that it has ended like this. One that was ready and ends by itself had
+    /// nothing to go on with; one that was not may have lacked what is there in a moment. Where the kernel sends nothing
+    /// again, what one that is stuck had read would wait for it for ever.
     pub(super) fn can_be_followed(&self, status: ExitStatus) -> bool {
+        let gone = self.unmounted || self.late || self.last;
         let lets_go = self.held.resends || !self.stuck;
-        let killed = status.signal().is_some();
-        self.held.served && !self.unmounted && !self.late && killed && lets_go
+        let goes_on = status.signal().is_some() || self.ready.is_none();
+        self.held.served && !gone && lets_go && goes_on && self.before.len() < MOST_KEPT
     }
 }
 
@@ -119,10 +150,12 @@ impl Keeper<'_> {
         match self.spawn(&held) {
             Ok((child, word)) => Ok(Serving {
                 child,
-                started: self.clock.now(),
+                due: self.clock.now() + TAKE_OVER_DEADLINE,
                 ready: None,
                 unmounted: false,
                 late: false,
+                last: false,
+                reload: false,
                 stuck: false,
                 word,
                 held,

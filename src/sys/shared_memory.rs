@@ -1,4 +1,4 @@
-//! Much memory, for what is sealed.
+//! Much memory that one process leaves to the next.
 
 use std::io;
 use std::ops::Range;
@@ -40,7 +40,7 @@ impl SharedMemory {
     /// What the kernel says.
     pub fn create() -> io::Result<OwnedFd> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let descriptor = memfd_create(c"secretfs-sealed", flags)?;
+        let descriptor = memfd_create(c"secretfs-memory", flags)?;
         nix::unistd::ftruncate(&descriptor, Self::LENGTH)?;
         fcntl(&descriptor, FcntlArg::F_ADD_SEALS(Self::seals()))?;
         Ok(descriptor)

@@ -218,25 +218,29 @@ fn no_value_is_seen_with_a_daemon_that_says_everything() {
     search_tree(place.root());
 }
 
-/// Looks through the memory in which the server leaves what it has fetched for its successor.
+/// Looks through the memory in which the server leaves what it has fetched, and what the kernel knows, for its successor.
 fn search_sealed(place: &Place) {
     let keeper = place.keeper();
     let descriptors = fs::read_dir(format!("/proc/{keeper}/fd")).unwrap();
-    let is_sealed = |path: &std::path::PathBuf| {
+    let is_ours = |path: &std::path::PathBuf| {
         let target = fs::read_link(path).unwrap_or_default();
-        target.to_string_lossy().contains("secretfs-sealed")
+        target.to_string_lossy().contains("secretfs-memory")
     };
-    let mut paths = descriptors.map(|entry| entry.unwrap().path());
-    let mut memory = fs::File::open(paths.find(is_sealed).expect("no memory")).unwrap();
+    let paths = descriptors.map(|entry| entry.unwrap().path());
     let (mut held, mut part) = (Vec::new(), vec![0; 1 << 20]);
-    while memory.read(&mut part).unwrap() > 0 {
-        if part.iter().any(|byte| *byte != 0) {
-            held.extend_from_slice(&part);
+    for path in paths.filter(is_ours) {
+        let mut memory = fs::File::open(path).unwrap();
+        while memory.read(&mut part).unwrap() > 0 {
+            if part.iter().any(|byte| *byte != 0) {
+                held.extend_from_slice(&part);
+            }
         }
     }
-    let sealed = memchr::memmem::find_iter(&held, b"sealed 1").count();
-    assert!(sealed > 0, "there is nothing in it");
-    assert_none("the sealed memory", &held);
+    for known in [&b"sealed 1"[..], b"secretfs: what the kernel knows"] {
+        let found = memchr::memmem::find(&held, known);
+        assert!(found.is_some(), "no {}", known.escape_ascii());
+    }
+    assert_none("the memory for the next server", &held);
 }
 
 /// Kills the server in the middle of its work, as a mistake in it would.

@@ -36,7 +36,11 @@ async fn inodes_and_handles_are_the_same_and_no_number_is_given_twice() {
     // Nobody hears of a change, because there is none.
     assert_eq!(world.kernel.names(), [""; 0]);
     let again = world.open(1, plain).await.unwrap();
-    assert_eq!(again.tell, None, "the kernel knows its size");
+    let tell = again.tell.unwrap();
+    assert!(
+        !tell.grown,
+        "the kernel knows its size, and drops its pages"
+    );
     assert!(![first.fh, second.fh].contains(&again.fh));
     let fresh = world.ino("app/narrow").await;
     assert!(![plain, one, hidden].contains(&fresh));
@@ -247,6 +251,58 @@ async fn a_listing_has_what_is_there_for_who_reads_it_by_the_rules_of_now() {
         counts.push(entries.len());
     }
     assert!(counts[0] > 0 && counts[1] == 0, "{counts:?}");
+}
+
+#[tokio::test]
+async fn a_handle_that_nobody_got_goes_when_the_kernel_gives_its_inode_up() {
+    let world = world();
+    let folder = world.ino("app/.versions/1").await;
+    let ino = world.ino("app/.versions/1/plain").await;
+    world.open(1, ino).await.unwrap();
+    // It died before its answer came through, and the kernel does not ask again.
+    let world = killed(world).await;
+    assert_eq!(world.tree.figures().handles, 1);
+    world.tree.forget(ino, 1);
+    assert_eq!(world.tree.figures().handles, 0);
+    let world = killed(world).await;
+    let again = world.ino("app/.versions/1/plain").await;
+    assert_ne!(again, ino);
+    world.open(1, again).await.unwrap();
+    let world = killed(world).await;
+    assert_eq!(world.tree.figures().handles, 1);
+    assert_eq!(world.ino("app/.versions/1").await, folder);
+}
+
+#[tokio::test]
+async fn who_polls_is_woken_by_a_change_that_two_servers_made() {
+    let world = world();
+    let ino = world.ino("free/two").await;
+    let opened = world.open(1, ino).await.unwrap();
+    world.kernel.hold();
+    let changed = world.put("b:free/two", "2222");
+    let _ = tokio::time::timeout(Duration::from_millis(50), changed).await;
+    world.tree.poll(opened.fh, Some(Waiter(7))).unwrap();
+    world.kernel.lose();
+    let world = killed(world).await;
+    // At once, to ask again; there is another value by then, or it is woken once more.
+    assert!(world.kernel.woken().contains(&Waiter(7)));
+    assert!(world.tree.poll(opened.fh, None).unwrap().outdated);
+    assert_eq!(world.kernel.names(), ["two"]);
+}
+
+#[tokio::test]
+async fn who_dies_while_a_store_gets_other_values_leaves_no_number_to_go_on_with() {
+    let world = world();
+    let ino = world.ino("app/plain").await;
+    let opened = world.open(1, ino).await.unwrap();
+    std::mem::forget(world.tree.doubt());
+    let world = killed(world).await;
+    // Whatever its version says, it is another generation.
+    assert!(world.tree.poll(opened.fh, None).unwrap().outdated);
+    assert_eq!(world.kernel.names(), ["plain"]);
+    assert_eq!(world.cat(1, "app/plain").await.as_deref(), Ok("plain"));
+    let world = killed(world).await;
+    assert_eq!(world.kernel.names(), [""; 0]);
 }
 
 #[tokio::test]

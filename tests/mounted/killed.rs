@@ -237,6 +237,43 @@ fn what_is_damaged_ends_in_a_fresh_mount_and_not_in_wrong_files() {
 }
 
 #[test]
+fn what_the_next_server_lacks_for_a_moment_is_waited_for() {
+    needs!();
+    let daemon = start();
+    let mut owner = reader(&daemon);
+    let fd = owner.open(&daemon.path("a/x")).unwrap();
+    let (config, away) = (daemon.at("config.toml"), daemon.at("config.away"));
+    fs::rename(&config, &away).unwrap();
+    kill(daemon.server(), Signal::SIGKILL).unwrap();
+    owner.begin("cat", json!([daemon.path("a/other")]));
+    // One or two of them do not start.
+    let failed =
+        || daemon.log().contains("the server died") && daemon.log().contains("config.toml");
+    assert!(eventually(LONGEST, failed), "{}", daemon.log());
+    fs::rename(&away, &config).unwrap();
+    assert_eq!(owner.bytes_of("cat"), Ok(b"1".to_vec()));
+    assert_eq!(owner.pread(fd), Ok(X.to_vec()));
+}
+
+#[test]
+fn a_server_that_is_told_to_end_is_not_followed_on_its_mount() {
+    needs!();
+    let mut daemon = start();
+    let mut owner = reader(&daemon);
+    let fd = owner.open(&daemon.path("a/x")).unwrap();
+    let server = daemon.server();
+    kill(server, Signal::SIGTERM).unwrap();
+    let again = eventually(Duration::from_secs(8), || {
+        !children(daemon.keeper()).contains(&server)
+            && owner.cat(&daemon.path("a/x")) == Ok(X.to_vec())
+    });
+    assert!(again, "{}", daemon.log());
+    assert!(owner.pread(fd).is_err());
+    assert_eq!(daemon.mounts().len(), 1);
+    daemon.stop();
+}
+
+#[test]
 fn a_connection_goes_on_by_another_descriptor_of_it_and_what_the_first_one_had_fails() {
     needs!();
     let folder = Setup::default().prepare();

@@ -49,11 +49,13 @@ impl Job<'_> {
             held: io::Cursor::new(Vec::new()),
         };
         let with = OpenWith::Identity(&identity);
+        let doubt = self.parts.tree.doubt();
         let restored = store.restore(&mut input, with, replace, &mut |done, total| {
             self.progress(done, total);
         });
         // What failed late may have changed something all the same.
         self.runtime.block_on(self.parts.tree.invalidate_all());
+        drop(doubt);
         ended(mandate, name, store, restored)
     }
 

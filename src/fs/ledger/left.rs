@@ -61,14 +61,21 @@ impl Left {
         for (line, numbers, entry) in lines {
             left.add(line, numbers, entry)?;
         }
+        // What the kernel cannot have heard of, and what it has given up: it holds the inode of what is open.
+        let inodes = &left.inodes;
+        left.files.retain(|file| {
+            let inode = inodes.get(&file.line.ino);
+            let held = inode.is_none_or(|inode| inode.number(Number::Lookups) != 0);
+            held && file.number(Number::Given) != 0
+        });
+        left.folders
+            .retain(|folder| folder.number(Number::Given) != 0);
+        left.inodes
+            .retain(|_, inode| inode.number(Number::Lookups) != 0 || inode.line.is_current());
         // Those of an inode may go a little later than its own.
         let inodes = &left.inodes;
         left.generations
             .retain(|(ino, _), _| inodes.contains_key(ino));
-        // The kernel has not heard of them.
-        left.files.retain(|file| file.number(Number::Given) != 0);
-        left.folders
-            .retain(|folder| folder.number(Number::Given) != 0);
         left.check_inodes()?;
         left.check_handles()?;
         Ok(left)
@@ -137,7 +144,7 @@ impl Left {
             }
             // Another has its name, or none.
             let nameless =
-                matches!(&line.what, What::Secret(_, View::Current) if !line.facts.named);
+                matches!(line.what, What::Secret(_, View::Current)) && !line.is_current();
             if !nameless && !names.insert(&line.what) {
                 return Err(Unfit::Damaged("one name leads to two inodes"));
             }

@@ -108,6 +108,13 @@ pub(in crate::fs) struct ChangeLine {
     pub(in crate::fs) path: SecretPath,
 }
 
+impl InodeLine {
+    /// True if a secret's name leads to it.
+    pub(super) fn is_current(&self) -> bool {
+        matches!(self.what, What::Secret(_, View::Current)) && self.facts.named
+    }
+}
+
 impl Line {
     /// As it is written.
     pub(super) fn text(&self) -> Vec<u8> {
@@ -125,6 +132,8 @@ impl Line {
 impl Number {
     /// So many a line can have.
     pub(super) const MOST: usize = 3;
+    /// The highest that can be written.
+    pub(in crate::fs) const HIGHEST: u64 = (1 << 48) - 1;
 
     pub(super) fn index(self) -> usize {
         match self {

@@ -1,19 +1,20 @@
 //! Words of the ledger that tell whether they are as they were written.
 
 use super::MARK;
+use super::lines::Number;
 use crate::sys::SharedMemory;
 
 /// How many bits a number may have.
 const BITS: u32 = 48;
-const MOST: u64 = (1 << BITS) - 1;
+const MOST: u64 = Number::HIGHEST;
 /// How many its check has. The bit above it is always set, so that no number is written as 0.
 const CHECK_BITS: u32 = 15;
 const SET: u64 = 1 << 63;
 /// Odd, so that multiplying by it can be undone.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A number with its check, which is another one in other places. What has more than 48 bits becomes the highest that has
-/// not: that many opens take centuries.
+/// A number with its check, which is another one in other places. What is higher than the highest becomes that: nobody counts
+/// so far.
 pub(super) fn checked(at: usize, number: u64) -> u64 {
     let number = number.min(MOST);
     SET | (fold(number) ^ fold(place(at))) << BITS | number

@@ -49,7 +49,6 @@ impl SecretNode {
         if (Facts { turn, ..*before }) != facts {
             self.write(state);
         }
-        state.keep_generations();
     }
 
     /// The same, of an inode that shows this generation to somebody or has it open.
@@ -79,6 +78,13 @@ impl SecretNode {
             self.write(state);
         }
         self.keep_written(state);
+        state.keep_generations();
+    }
+
+    /// A generation is shown or open no longer.
+    pub(super) fn drop_generations(&self, state: &mut SecretState) {
+        self.keep_written(state);
+        state.keep_generations();
     }
 
     /// Writes the line anew, then the one before goes.
@@ -112,6 +118,7 @@ impl SecretNode {
             superseded: !facts.named,
             // Nobody knows what is in the page cache, so it is dropped before it is used for anything.
             pages: facts.shown.map(|_| 0),
+            unsure: facts.shown.is_some(),
             written: Written {
                 inode: Some((facts, told, found.entry)),
                 generations: Vec::new(),
@@ -150,16 +157,12 @@ impl SecretNode {
     }
 
     /// A handle that was open on this generation; without a value if that is lost or was taken away.
-    pub(in crate::fs) fn restore_pin(
-        &self,
-        line: &FileLine,
-        generation: Option<&Arc<Generation>>,
-        taken: bool,
-    ) {
+    pub(in crate::fs) fn restore_pin(&self, line: &FileLine, generation: Option<&Arc<Generation>>) {
         let FileLine { number, paged, .. } = *line;
         let mut state = self.state();
-        // As when it was taken: who has it could see what comes into the page cache.
-        state.barred |= taken;
+        // As when it was taken, and whoever cannot read it is not asked when it is taken later: who has it could see what
+        // comes into the page cache.
+        state.barred |= generation.is_none();
         let weak = generation.map(Arc::downgrade).unwrap_or_default();
         match state.open.iter_mut().find(|pins| pins.number == number) {
             Some(pins) => {
@@ -181,7 +184,8 @@ impl SecretNode {
     /// What is there is there: lines of generations that nobody has open any more go.
     pub(in crate::fs) fn settle_restored(&self) {
         let mut state = self.state();
-        self.keep_written(&mut state);
+        state.barred &= !state.open.is_empty();
+        self.drop_generations(&mut state);
     }
 }
 
