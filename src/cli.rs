@@ -20,6 +20,7 @@ pub mod generate;
 pub mod import;
 mod init;
 pub mod input;
+pub mod keep;
 pub mod output;
 pub mod relay;
 mod reports;
@@ -73,7 +74,10 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
     let clock = Clock::default();
     let file = cli.config;
     // Values pass through the commands; only the keeper never has one, and the server sees to itself.
-    if !matches!(cli.command, Command::Mount | Command::Up { .. }) {
+    if !matches!(
+        cli.command,
+        Command::Mount | Command::Up { .. } | Command::Keep(_)
+    ) {
         crate::sys::forbid_dumps()
             .map_err(|error| Failure::failed(format!("core dumps cannot be forbidden: {error}")))?;
     }
@@ -83,6 +87,8 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
         Command::Init { dir } => init::init(dir.as_deref(), file.as_deref(), output, &clock),
         Command::Mount => daemon::mount(&load(&place(file.as_deref())?)?, &clock, || {}),
         Command::Unmount => daemon::unmount(&mut session()?),
+        Command::Upgrade => daemon::upgrade(&mut session()?),
+        Command::Keep(keep) => keep::keep(&load(&place(file.as_deref())?)?, *keep, &clock),
         Command::Put(put) => secrets::put(&mut session()?, put),
         Command::Get {
             path,

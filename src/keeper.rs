@@ -9,16 +9,14 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::Flock;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::Pid;
 use sd_notify::NotifyState;
 
 use crate::clock::Clock;
@@ -30,13 +28,17 @@ mod error;
 mod falls;
 mod lookout;
 pub mod mountpoint;
+mod passing;
+mod process;
 pub mod runtime;
 mod serving;
+pub mod upgrade;
 
 pub use error::KeeperError;
 use falls::{Falls, Next};
 use lookout::Lookout;
 use mountpoint::{Listed, MountError, Mountpoint, abort};
+use process::{End, Process};
 use serving::{Held, Serving};
 
 /// What the server says when it can serve.
@@ -47,30 +49,21 @@ pub const READY_WITHOUT_RESEND: [u8; 1] = *b"o";
 pub const END: [u8; 1] = *b"e";
 /// What the server says when no other can go on where it ends.
 pub const LAST: [u8; 1] = *b"l";
+/// What the server says when it was asked for another release to take over, by `secretfs upgrade`. The answer is why not.
+pub const UPGRADE: [u8; 1] = *b"u";
 
 /// How long the server may take to drain before it is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the kernel may take for the end of a server that was killed.
 const KILL_DEADLINE: Duration = Duration::from_secs(2);
+
 /// Mounts and serves `config` in the foreground until it is told to stop. `ready` is called once, when the first
 /// reader can be served.
 ///
 /// # Errors
 /// [`KeeperError`]
 pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), KeeperError> {
-    let mut signals = SigSet::empty();
-    for signal in [
-        Signal::SIGINT,
-        Signal::SIGTERM,
-        Signal::SIGQUIT,
-        Signal::SIGHUP,
-        Signal::SIGCHLD,
-    ] {
-        signals.add(signal);
-    }
-    signals.thread_block()?;
-    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-
+    let signals = signals()?;
     runtime::make_folder(&config.runtime, "runtime", 0o755, None)?;
     runtime::judge(&config.runtime)?;
     runtime::make_folder(
@@ -79,7 +72,7 @@ pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), K
         0o700,
         config.user.as_ref().map(|user| user.uid),
     )?;
-    let _lock = runtime::lock(&config.runtime, clock)?;
+    let lock = runtime::lock(&config.runtime, clock)?;
     let mountpoint = Mountpoint::new(&config.mount, &config.file);
     if mountpoint.heal()? {
         tracing::info!(mount = %config.mount.display(), "took away the mount that an earlier daemon left behind");
@@ -88,6 +81,7 @@ pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), K
         config,
         clock,
         mountpoint,
+        lock,
         signals,
         mountinfo: mountinfo()?,
         control: runtime::listen(&config.runtime)?,
@@ -102,6 +96,7 @@ struct Keeper<'a> {
     config: &'a Config,
     clock: &'a Clock,
     mountpoint: Mountpoint,
+    lock: Flock<File>,
     signals: SignalFd,
     /// `/proc/self/mountinfo`, which says when a mount comes or goes.
     mountinfo: File,
@@ -117,14 +112,21 @@ struct Keeper<'a> {
 /// What ends the wait for a server.
 enum Happened {
     Ready,
-    Died(ExitStatus),
+    Died(End),
     Stop,
 }
 
 impl Keeper<'_> {
     fn keep(&self, ready: impl FnOnce()) -> Result<(), KeeperError> {
-        let mut serving = self.start()?;
-        let mut ready = Some(ready);
+        self.go_on(self.start()?, Some(ready))
+    }
+
+    /// Keeps a server; without `ready` one that was ready before.
+    fn go_on(
+        &self,
+        mut serving: Serving,
+        mut ready: Option<impl FnOnce()>,
+    ) -> Result<(), KeeperError> {
         let mut falls = Falls::default();
         loop {
             match self.wait(&mut serving)? {
@@ -137,21 +139,15 @@ impl Keeper<'_> {
                 Happened::Stop => return self.stop(serving),
                 Happened::Died(status) if ready.is_some() => {
                     self.clear(serving.held);
-                    return Err(
-                        match status.code().and_then(|code| u8::try_from(code).ok()) {
-                            Some(code) => KeeperError::NotReady(code),
-                            None => KeeperError::Start(io::Error::other(format!(
-                                "{status}, which the kernel's log may explain"
-                            ))),
-                        },
-                    );
+                    return Err(match status {
+                        End::Code(code) => KeeperError::NotReady(u8::try_from(code).unwrap_or(1)),
+                        End::Signal(signal) => KeeperError::Start(io::Error::other(format!(
+                            "it was killed by {signal}, which the kernel's log may explain"
+                        ))),
+                    });
                 }
                 Happened::Died(status) => {
-                    tracing::error!(
-                        signal = status.signal(),
-                        code = status.code(),
-                        "the server died; starting it again"
-                    );
+                    tracing::error!(how = ?status, "the server died; starting it again");
                     match self.start_again(serving, status, &mut falls)? {
                         Some(again) => serving = again,
                         None => return Ok(()),
@@ -167,13 +163,22 @@ impl Keeper<'_> {
     fn start_again(
         &self,
         dead: Serving,
-        status: ExitStatus,
+        status: End,
         falls: &mut Falls,
     ) -> Result<Option<Serving>, KeeperError> {
         let served = dead.served_for(self.clock.now());
         // Nobody could come to a mount that was taken away while the server was dying.
         let there = self.mountpoint.listed().is_ok_and(|list| !list.is_empty());
         let next = falls.fell(served, there && dead.can_be_followed(status));
+        self.follow(dead, next, falls)
+    }
+
+    fn follow(
+        &self,
+        dead: Serving,
+        next: Next,
+        falls: &mut Falls,
+    ) -> Result<Option<Serving>, KeeperError> {
         let due = dead.due(self.clock.now());
         let Serving {
             child,
@@ -299,7 +304,7 @@ impl Keeper<'_> {
                 }
             }
             if serving.ready.is_some() && std::mem::take(&mut serving.reload) {
-                kill(pid(&serving.child), Signal::SIGHUP)?;
+                kill(serving.child.pid(), Signal::SIGHUP)?;
             }
             // First, as what it has said it has said, whatever has become of it.
             let mut byte = [0_u8; 1];
@@ -310,6 +315,7 @@ impl Keeper<'_> {
                 }
                 Ok(_) if byte == LAST => serving.last = true,
                 Ok(_) if byte == END => return Ok(Happened::Stop),
+                Ok(_) if byte == UPGRADE => self.upgrade(serving),
                 // Only its first word of this kind counts.
                 Ok(_) if serving.ready.is_some() => {}
                 Ok(_) => {
@@ -322,19 +328,19 @@ impl Keeper<'_> {
                 Err(error) => return Err(KeeperError::Start(error)),
             }
             let stuck = lookout.sees_it_stuck(self.clock, &serving.child);
-            if let Some(status) = serving.child.try_wait().map_err(KeeperError::Start)? {
+            if let Some(status) = serving.child.ended() {
                 return Ok(Happened::Died(status));
             }
             if stuck {
                 serving.stuck = true;
-                return Ok(Happened::Died(ExitStatus::from_raw(libc::SIGKILL)));
+                return Ok(Happened::Died(End::Signal(Signal::SIGKILL)));
             }
             if !idle {
                 self.look_after(serving);
             }
             if serving.hurry(self.clock.now()) {
                 serving.stuck = true;
-                return Ok(Happened::Died(ExitStatus::from_raw(libc::SIGKILL)));
+                return Ok(Happened::Died(End::Signal(Signal::SIGKILL)));
             }
         }
     }
@@ -352,7 +358,7 @@ impl Keeper<'_> {
         }
         tracing::warn!(mount = %self.config.mount.display(), "somebody has unmounted it; mounting it again");
         serving.unmounted = true;
-        let _ = kill(pid(&serving.child), Signal::SIGTERM);
+        let _ = kill(serving.child.pid(), Signal::SIGTERM);
     }
 
     /// The end: nobody can come any more, then the server drains, then whoever still waits is let go.
@@ -360,7 +366,7 @@ impl Keeper<'_> {
         tell_systemd(NotifyState::Stopping);
         let mounts = self.mounts_of(&serving.held);
         let detached = self.mountpoint.detach();
-        let server = pid(&serving.child);
+        let server = serving.child.pid();
         let _ = kill(server, Signal::SIGTERM);
         if !self.has_ended(&mut serving.child, STOP_DEADLINE) {
             tracing::warn!("the server did not end in time and is killed");
@@ -383,9 +389,9 @@ impl Keeper<'_> {
     }
 
     /// Waits for the server's end, which must come in time.
-    fn has_ended(&self, child: &mut Child, within: Duration) -> bool {
+    fn has_ended(&self, child: &mut Process, within: Duration) -> bool {
         let deadline = self.clock.now() + within;
-        while matches!(child.try_wait(), Ok(None)) {
+        while child.ended().is_none() {
             if self.clock.now() >= deadline {
                 return false;
             }
@@ -437,11 +443,6 @@ fn ends(signal: Signal) -> bool {
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT].contains(&signal)
 }
 
-fn pid(child: &Child) -> Pid {
-    // The kernel's pids are positive and fit.
-    Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX))
-}
-
 fn stores(config: &Config) -> impl Iterator<Item = (String, Option<&Path>)> {
     let stores = config.stores();
     stores.map(|(name, store)| (name.to_string(), store.identity.as_deref()))
@@ -451,6 +452,21 @@ fn keys(config: &Config) -> Result<Vec<(String, SecretMemory)>, KeeperError> {
     stores(config)
         .map(|(name, _)| Ok((name, SecretMemory::new().map_err(KeeperError::Start)?)))
         .collect()
+}
+
+/// What the keeper hears of: they come as something to read.
+fn signals() -> Result<SignalFd, Errno> {
+    let signals: SigSet = [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGQUIT,
+        Signal::SIGHUP,
+        Signal::SIGCHLD,
+    ]
+    .into_iter()
+    .collect();
+    signals.thread_block()?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }
 
 fn mountinfo() -> Result<File, KeeperError> {

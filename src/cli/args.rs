@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::cli::keep::Keep;
 use crate::cli::relay::Relay;
 use crate::cli::serve::Serve;
 use crate::control::Failure;
@@ -233,6 +234,12 @@ secretfs explain billing/db-password --pid 4711
     /// open are checked again, too. With `watch = true` in the config the daemon does this by itself.
     #[command(after_help = examples("secretfs reload\n  secretfs --json reload"))]
     Reload,
+    /// Have the program that is installed now take the daemon over
+    ///
+    /// For after an upgrade: the mount, open files and whoever waits stay what they are. The program is taken from the path
+    /// that the daemon was started from; if it cannot take over, everything goes on as before.
+    #[command(after_help = examples("secretfs upgrade\n  secretfs --json upgrade"))]
+    Upgrade,
     /// Take something away now, from open files too
     ///
     /// A secret, one version of it, a whole service, everything that one user could read, or everything. It outlives a
@@ -338,6 +345,9 @@ secretfs relay --backend vault --audit-file /var/log/vault/audit.log
     /// What the keeper starts: serves a mount that it was handed
     #[command(hide = true)]
     Serve(Serve),
+    /// What the keeper of another release becomes: keeps what it has handed over
+    #[command(hide = true)]
+    Keep(Box<Keep>),
 }
 
 /// `put`

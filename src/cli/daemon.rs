@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::cli::session::Session;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::control::answers::Reloaded;
+use crate::control::answers::{DaemonStatus, Reloaded, Status};
 use crate::control::{Failure, Kind, Request};
 use crate::keeper::mountpoint::Mountpoint;
 use crate::keeper::{self, KeeperError};
@@ -17,7 +17,7 @@ pub(crate) fn mount(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Res
     keeper::run(config, clock, ready).map_err(|error| keeper_failure(&error))
 }
 
-fn keeper_failure(error: &KeeperError) -> Failure {
+pub(super) fn keeper_failure(error: &KeeperError) -> Failure {
     let kind = match error.exit_code() {
         2 => Kind::Usage,
         5 => Kind::Unavailable,
@@ -81,6 +81,41 @@ pub(crate) fn required(session: &mut Session) -> Result<(), Failure> {
         "no daemon serves {}: start it with `secretfs mount`",
         session.config.file.display()
     )))
+}
+
+pub(crate) fn upgrade(session: &mut Session) -> Result<(), Failure> {
+    required(session)?;
+    let before = running(session)?;
+    let began = session.clock.now();
+    // Whoever takes over ends the server that was asked before it can answer.
+    let asked: Result<Option<()>, Failure> = session.ask_within(&Request::Upgrade {}, Some(END));
+    required(session)?;
+    let now = running(session)?;
+    if now.pid == before.pid {
+        asked?;
+        return Err(Failure::failed(format!(
+            "nobody took over within {} s: see the daemon's log",
+            END.as_secs()
+        )));
+    }
+    let took = session.clock.now().saturating_duration_since(began);
+    if session.output.json {
+        let answer = serde_json::json!({ "before": before.release, "now": now.release });
+        return session.output.print_json(&answer);
+    }
+    session.output.line(&format!(
+        "{}: secretfs {} has taken over from {}, in {:.1} s",
+        now.mount,
+        now.release,
+        before.release,
+        took.as_secs_f64()
+    ))
+}
+
+fn running(session: &mut Session) -> Result<DaemonStatus, Failure> {
+    let status: Status = session.ask(Request::Status {})?;
+    let daemon = status.daemon;
+    daemon.ok_or_else(|| Failure::failed("the daemon says nothing of itself"))
 }
 
 pub(crate) fn reload(session: &mut Session) -> Result<(), Failure> {

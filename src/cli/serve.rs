@@ -1,5 +1,7 @@
 //! `serve`, which only the keeper calls: the descriptors that it hands over, by their numbers.
 
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -45,7 +47,7 @@ pub struct Serve {
 
 /// NAME=NUMBER
 #[derive(Debug, Clone)]
-struct Named {
+pub(super) struct Named {
     name: Name,
     number: i32,
 }
@@ -88,18 +90,6 @@ impl FromStr for UserArg {
 /// # Errors
 /// [`RunError`]
 pub fn serve(config: &Path, serve: Serve, clock: &Clock) -> Result<(), RunError> {
-    let adopt = |number| {
-        sys::adopt(number).map_err(|why| RunError::System {
-            what: "it needs descriptors that only the keeper passes, so run `secretfs mount`",
-            why,
-        })
-    };
-    let adopt_named = |named: Vec<Named>| -> Result<_, RunError> {
-        named
-            .into_iter()
-            .map(|Named { name, number }| Ok((name, adopt(number)?)))
-            .collect()
-    };
     let inherited = Inherited {
         device: adopt(serve.device)?,
         writable: serve.writable.map(adopt).transpose()?,
@@ -113,4 +103,26 @@ pub fn serve(config: &Path, serve: Serve, clock: &Clock) -> Result<(), RunError>
         user: serve.user.map(|user| user.0),
     };
     run::serve(config, inherited, clock)
+}
+
+/// A descriptor that was handed over.
+///
+/// # Errors
+/// [`RunError::System`]
+pub(super) fn adopt(number: i32) -> Result<OwnedFd, RunError> {
+    sys::adopt(number).map_err(|why| RunError::System {
+        what: "it needs descriptors that only the keeper passes, so run `secretfs mount`",
+        why,
+    })
+}
+
+/// The same of several, by their names.
+///
+/// # Errors
+/// [`RunError::System`]
+pub(super) fn adopt_named(named: Vec<Named>) -> Result<BTreeMap<Name, OwnedFd>, RunError> {
+    named
+        .into_iter()
+        .map(|Named { name, number }| Ok((name, adopt(number)?)))
+        .collect()
 }

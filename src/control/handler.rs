@@ -88,6 +88,13 @@ pub trait Daemon: Send + Sync + fmt::Debug {
     /// Why what was there before may be there still.
     fn renew_offline(&self) -> Result<(), String>;
 
+    /// Has the program that stands where this one was started from take over. The server does not outlive that, so this returns
+    /// only if it fails.
+    ///
+    /// # Errors
+    /// Why everything goes on as before.
+    fn upgrade(&self) -> Result<(), String>;
+
     /// Begins the end: of the server, the keeper and the mount. Returns at once.
     fn stop(&self);
 
@@ -188,6 +195,7 @@ impl Job<'_> {
             (Request::Revoke { target, seconds }, _) => self.revoke(target, seconds),
             (Request::Unrevoke { target }, _) => self.unrevoke(&target),
             (Request::Unmount {}, _) => self.unmount(),
+            (Request::Upgrade {}, _) => self.upgrade(),
             (Request::Doctor {}, _) => self.doctor(),
             (Request::Audit(query), _) => self.audit(query),
             // Handled before it comes to a thread.
@@ -226,6 +234,14 @@ impl Job<'_> {
         let daemon = self.daemon()?;
         settle(mandate, Outcome::Allowed, None)?;
         daemon.stop();
+        answer(&())
+    }
+
+    fn upgrade(&self) -> Result<Answer, Failure> {
+        let mandate = self.mandate(None, "upgrade", None)?;
+        let daemon = self.daemon()?;
+        settle(mandate, Outcome::Allowed, None)?;
+        daemon.upgrade().map_err(Failure::failed)?;
         answer(&())
     }
 

@@ -127,6 +127,8 @@ pub enum Request {
     },
     /// Reads the config again.
     Reload {},
+    /// Has the release of the program that is installed now take over.
+    Upgrade {},
     /// Takes something away, from open files too.
     Revoke {
         /// What.
@@ -315,6 +317,7 @@ impl Request {
             | Self::Status {}
             | Self::Explain { .. }
             | Self::Reload {}
+            | Self::Upgrade {}
             | Self::Revoke { .. }
             | Self::Unrevoke { .. }
             | Self::Watch {}
@@ -412,6 +415,7 @@ mod tests {
                 }),
             },
             Request::Reload {},
+            Request::Upgrade {},
             Request::Revoke {
                 target: Target::Version("a/b".parse().unwrap(), Version::new("3")),
                 seconds: Some(3600),

@@ -5,9 +5,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::{Duration, Instant};
 
+use super::process::Process;
 use crate::clock::Clock;
 
 /// Two looks that find the same are believed: one may have met a server that is about to end as it should.
@@ -39,7 +39,7 @@ impl Lookout {
 
     /// Looks, if it is time to. To be asked whatever else happens: on a busy machine somebody always mounts something, and
     /// it is never quiet.
-    pub(super) fn sees_it_stuck(&mut self, clock: &Clock, child: &Child) -> bool {
+    pub(super) fn sees_it_stuck(&mut self, clock: &Clock, child: &Process) -> bool {
         let now = clock.now();
         if now < self.next {
             return false;
@@ -53,8 +53,8 @@ impl Lookout {
 
 /// True of a server whose first thread is dead while others are not, and none of those can run: on a busy machine one may take
 /// its time to die, and could still take a request along.
-fn is_stuck(child: &Child) -> bool {
-    let process = PathBuf::from(format!("/proc/{}", child.id()));
+fn is_stuck(child: &Process) -> bool {
+    let process = PathBuf::from(format!("/proc/{}", child.pid()));
     let threads = fs::read_dir(process.join("task"));
     let mut threads = threads.into_iter().flatten().flatten();
     state(&process) == Some('Z')

@@ -6,7 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -191,7 +191,7 @@ impl Mountpoint {
         let (ours, theirs) = pair.map_err(|error| MountError::NoHelper(error.into()))?;
         let passed = theirs
             .try_clone()
-            .and_then(|theirs| pass_on(&theirs))
+            .and_then(|theirs| pass_on(theirs.as_fd()))
             .map_err(MountError::NoHelper)?;
         let mut options = OsString::from("nosuid,nodev,noexec,subtype=secretfs,fsname=");
         options.push(escaped(self.source.as_os_str()));
@@ -357,9 +357,9 @@ pub fn device() -> io::Result<File> {
 }
 
 /// A copy of a descriptor that a child inherits. The keeper has one thread, so only the child started next does.
-pub(super) fn pass_on(descriptor: &OwnedFd) -> io::Result<OwnedFd> {
+pub(super) fn pass_on(descriptor: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-    let copy = descriptor.try_clone()?;
+    let copy = descriptor.try_clone_to_owned()?;
     fcntl(&copy, FcntlArg::F_SETFD(FdFlag::empty()))?;
     Ok(copy)
 }

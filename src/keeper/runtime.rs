@@ -87,6 +87,15 @@ pub fn lock(runtime: &Path, clock: &Clock) -> Result<Flock<File>, KeeperError> {
     }
 }
 
+/// Goes on holding a lock that another release of this program has taken.
+///
+/// # Errors
+/// [`KeeperError::System`] if it has not.
+pub(super) fn hold(lock: File) -> Result<Flock<File>, KeeperError> {
+    let held = Flock::lock(lock, FlockArg::LockExclusiveNonblock);
+    held.map_err(|(_, errno)| errno.into())
+}
+
 /// Binds the control socket. Everyone may connect: who may do what is asked of the kernel's word on the peer.
 pub(super) fn listen(runtime: &Path) -> Result<UnixListener, KeeperError> {
     let path = runtime.join(control::SOCKET);

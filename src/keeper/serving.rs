@@ -1,16 +1,18 @@
 //! A server: how it is started on a mount, and what is handed over to it.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 
-use super::mountpoint::{self, Listed, Mounted, pass_on};
-use super::{KILL_DEADLINE, Keeper, KeeperError, pid, stores};
+use super::mountpoint::{self, Listed, Mounted};
+use super::passing::Passing;
+use super::process::{End, Process};
+use super::{KILL_DEADLINE, Keeper, KeeperError, stores};
 use crate::backend::store::identity;
 use crate::sys;
 
@@ -21,7 +23,7 @@ const MOST_KEPT: usize = 3;
 
 /// A server and the mount that it serves.
 pub(super) struct Serving {
-    pub(super) child: Child,
+    pub(super) child: Process,
     /// By then it must be ready if there was one before it on the mount.
     due: Instant,
     /// When it has said [`READY`](super::READY).
@@ -41,7 +43,7 @@ pub(super) struct Serving {
     /// It is dead, and the kernel keeps it.
     pub(super) stuck: bool,
     /// Servers before it that have not ended yet: the kernel keeps one until what it waits for has happened.
-    pub(super) before: Vec<Child>,
+    pub(super) before: Vec<Process>,
 }
 
 /// What is held of a mount, so that another server can go on where one has died.
@@ -50,7 +52,7 @@ pub(super) struct Held {
     /// The mounts of it that there were at first.
     pub(super) listed: Vec<Listed>,
     /// The memory in which it stands what the kernel knows. It is not mapped here.
-    ledger: OwnedFd,
+    pub(super) ledger: OwnedFd,
     /// A server was ready on it.
     pub(super) served: bool,
     /// The kernel sends again what a dead server has not answered.
@@ -83,6 +85,23 @@ impl Held {
 }
 
 impl Serving {
+    /// A server that has just been started.
+    pub(super) fn new(child: Process, word: UnixStream, held: Held, now: Instant) -> Self {
+        Self {
+            child,
+            due: now + TAKE_OVER_DEADLINE,
+            ready: None,
+            unmounted: false,
+            word,
+            held,
+            late: false,
+            last: false,
+            reload: false,
+            stuck: false,
+            before: Vec::new(),
+        }
+    }
+
     /// Ends a server that takes too long to go on where another one has died. True if not even that ends it.
     pub(super) fn hurry(&mut self, now: Instant) -> bool {
         let late = now.saturating_duration_since(self.due);
@@ -90,7 +109,7 @@ impl Serving {
             return false;
         }
         if !std::mem::replace(&mut self.late, true) {
-            let _ = kill(pid(&self.child), Signal::SIGKILL);
+            let _ = kill(self.child.pid(), Signal::SIGKILL);
         }
         late > KILL_DEADLINE
     }
@@ -105,7 +124,7 @@ impl Serving {
     }
 
     /// It comes after these, and must be ready by then.
-    pub(super) fn after(self, before: Vec<Child>, due: Instant) -> Self {
+    pub(super) fn after(self, before: Vec<Process>, due: Instant) -> Self {
         Self {
             before,
             due,
@@ -115,14 +134,13 @@ impl Serving {
 
     /// Forgets those before it that have ended.
     pub(super) fn reap(&mut self) {
-        self.before
-            .retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        self.before.retain_mut(|child| child.ended().is_none());
     }
 
     /// True if neither it nor one before it is there any more.
     pub(super) fn has_gone(&mut self) -> bool {
         self.reap();
-        self.before.is_empty() && !matches!(self.child.try_wait(), Ok(None))
+        self.before.is_empty() && self.child.ended().is_some()
     }
 
     /// How long it has served. One that is stuck was found out late.
@@ -137,10 +155,10 @@ impl Serving {
     /// Whether the next one can go on with the mount, now that it has ended like this. One that was ready and ends by itself had
     /// nothing to go on with; one that was not may have lacked what is there in a moment. Where the kernel sends nothing
     /// again, what one that is stuck had read would wait for it for ever.
-    pub(super) fn can_be_followed(&self, status: ExitStatus) -> bool {
+    pub(super) fn can_be_followed(&self, status: End) -> bool {
         let gone = self.unmounted || self.late || self.last;
         let lets_go = self.held.resends || !self.stuck;
-        let goes_on = status.signal().is_some() || self.ready.is_none();
+        let goes_on = matches!(status, End::Signal(_)) || self.ready.is_none();
         self.held.served && !gone && lets_go && goes_on && self.before.len() < MOST_KEPT
     }
 }
@@ -148,24 +166,12 @@ impl Serving {
 impl Keeper<'_> {
     pub(super) fn start_server(&self, held: Held) -> Result<Serving, (KeeperError, Held)> {
         match self.spawn(&held) {
-            Ok((child, word)) => Ok(Serving {
-                child,
-                due: self.clock.now() + TAKE_OVER_DEADLINE,
-                ready: None,
-                unmounted: false,
-                late: false,
-                last: false,
-                reload: false,
-                stuck: false,
-                word,
-                held,
-                before: Vec::new(),
-            }),
+            Ok((child, word)) => Ok(Serving::new(child, word, held, self.clock.now())),
             Err(error) => Err((error, held)),
         }
     }
 
-    fn spawn(&self, held: &Held) -> Result<(Child, UnixStream), KeeperError> {
+    fn spawn(&self, held: &Held) -> Result<(Process, UnixStream), KeeperError> {
         let Mounted { device, writable } = &held.mounted;
         let (word, theirs) = UnixStream::pair().map_err(KeeperError::Start)?;
         word.set_nonblocking(true).map_err(KeeperError::Start)?;
@@ -174,47 +180,31 @@ impl Keeper<'_> {
         command.arg0("secretfs");
         // As it was named, so that the server follows its links again at each reload.
         command.arg("--config").arg(&self.config.named).arg("serve");
+        let mut passing = Passing::default();
         if let Some(user) = &self.config.user {
-            command
-                .arg("--user")
-                .arg(format!("{}:{}:{}", user.uid, user.gid, user.name));
+            let user = format!("{}:{}:{}", user.uid, user.gid, user.name);
+            passing.say("--user", user);
         }
-        let mut passed = Vec::new();
-        let mut pass = |command: &mut Command,
-                        option: &str,
-                        name: &str,
-                        descriptor: &OwnedFd|
-         -> Result<(), KeeperError> {
-            let copy = pass_on(descriptor).map_err(KeeperError::Start)?;
-            command
-                .arg(option)
-                .arg(format!("{name}{}", copy.as_raw_fd()));
-            passed.push(copy);
-            Ok(())
-        };
-        pass(&mut command, "--device", "", device)?;
+        passing.pass("--device", device)?;
         if let Some(writable) = writable {
-            pass(&mut command, "--writable", "", writable)?;
+            passing.pass("--writable", writable)?;
         }
-        pass(&mut command, "--word", "", &theirs.into())?;
-        let control = self.control.try_clone().map_err(KeeperError::Start)?;
-        pass(&mut command, "--control", "", &control.into())?;
+        passing.pass("--word", &theirs)?;
+        passing.pass("--control", &self.control)?;
         for (name, path) in stores(self.config) {
             // Opened anew each time, because `rekey` replaces the file; unread, because that is the server's business.
             let path = identity::locate(path)?;
             let file = identity::open(&path)?;
-            let name = format!("{name}=");
-            pass(&mut command, "--identity", &name, &file.into())?;
+            passing.pass_named("--identity", format_args!("{name}="), &file)?;
         }
         for (name, memory) in &self.keys {
-            let name = format!("{name}=");
-            pass(&mut command, "--key", &name, memory.descriptor())?;
+            passing.pass_named("--key", format_args!("{name}="), memory.descriptor())?;
         }
-        pass(&mut command, "--values", "", &self.values)?;
-        let key = self.values_key.descriptor();
-        pass(&mut command, "--values-key", "", key)?;
-        pass(&mut command, "--ledger", "", &held.ledger)?;
+        passing.pass("--values", &self.values)?;
+        passing.pass("--values-key", self.values_key.descriptor())?;
+        passing.pass("--ledger", &held.ledger)?;
+        command.args(passing.options());
         let child = command.spawn().map_err(KeeperError::Start)?;
-        Ok((child, word))
+        Ok((child.into(), word))
     }
 }

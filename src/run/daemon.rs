@@ -1,6 +1,6 @@
 //! The running server as commands see it: what can be reloaded, ended and shown.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -27,6 +27,10 @@ use crate::signal::{BrokerReport, Report, Signals};
 
 /// How long a reload waits until open handles are checked again. New opens and reads follow the new rules in any case.
 const ENFORCED: Duration = Duration::from_secs(2);
+
+/// How long the keeper may take to find out that no other release can take over, and how much it may say of that.
+const UPGRADE: Duration = Duration::from_secs(13);
+const LONGEST: u64 = 8192;
 
 /// Where `useradd` and its like leave their traces.
 const ACCOUNT_FILES: [&str; 2] = ["/etc/passwd", "/etc/group"];
@@ -263,6 +267,19 @@ impl Daemon for Running {
         self.offline
             .as_ref()
             .map_or(Ok(()), |offline| offline.renew())
+    }
+
+    fn upgrade(&self) -> Result<(), String> {
+        let keeper = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        let keeper = keeper.try_clone().map_err(|why| why.to_string())?;
+        let asked = keeper
+            .set_read_timeout(Some(UPGRADE))
+            .and_then(|()| (&keeper).write_all(&keeper::UPGRADE));
+        asked.map_err(|why| format!("the keeper does not hear: {why}"))?;
+        let mut why = String::new();
+        let answered = BufReader::new(keeper.take(LONGEST)).read_line(&mut why);
+        answered.map_err(|why| format!("the keeper does not answer: {why}"))?;
+        Err(why.trim_end().to_owned())
     }
 
     fn stop(&self) {

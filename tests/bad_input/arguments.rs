@@ -168,9 +168,21 @@ fn words() -> Vec<Case> {
         .without_config(),
         case(
             "the server by hand",
-            "serve --device 77 --word 78 --control 79 --values 80 --values-key 81",
+            "serve --device 77 --word 78 --control 79 --values 80 --values-key 81 --ledger 82",
             1,
             &["only the keeper passes", "secretfs mount"],
+        ),
+        case(
+            "the keeper of another release by hand",
+            "keep --server 1 --word 78 --device 77 --ledger 82 --control 79 --lock 83 --values 80 --values-key 81 --mount /m --runtime /r",
+            1,
+            &["only the keeper passes", "secretfs mount"],
+        ),
+        case(
+            "an upgrade of a daemon that does not run",
+            "upgrade",
+            1,
+            &["no daemon serves", "secretfs mount"],
         ),
         case(
             "the server by hand, without anything",

@@ -52,6 +52,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) env: &'a [(&'a str, &'a str)],
     /// Words that the daemon is started through, such as `unshare --pid --fork`.
     pub(crate) wrapped: &'a [&'a str],
+    /// It is started from a copy of the program, `secretfs` in its folder. A plain user's always is.
+    pub(crate) copied: bool,
 }
 
 impl Setup<'_> {
@@ -76,6 +78,7 @@ impl Setup<'_> {
             keeper: None,
             notify: None,
             starter: self.starter,
+            copied: self.copied || self.starter.is_some(),
             env: self
                 .env
                 .iter()
@@ -102,6 +105,7 @@ pub(crate) struct Daemon {
     notify: Option<UnixDatagram>,
     starter: Option<u32>,
     env: Vec<(String, String)>,
+    copied: bool,
     wrapped: Vec<String>,
     watchdog: mpsc::Sender<()>,
 }
@@ -310,10 +314,21 @@ impl Daemon {
 
     /// The program, where whoever starts it can find it.
     fn program(&self) -> PathBuf {
-        match self.starter {
-            Some(_) => self.at("secretfs"),
-            None => PathBuf::from(env!("CARGO_BIN_EXE_secretfs")),
+        match self.copied {
+            true => self.at("secretfs"),
+            false => PathBuf::from(env!("CARGO_BIN_EXE_secretfs")),
         }
+    }
+
+    /// Puts another file in the place of its copy of the program, as a package manager does.
+    #[track_caller]
+    pub(crate) fn install(&self, from: &Path) {
+        // By another process: what another test starts at this moment would have it open for writing, and then nobody could
+        // execute it.
+        let new = self.at("secretfs.new");
+        run(Command::new("cp").arg(from).arg(&new), b"").expect_ok();
+        fs::set_permissions(&new, Permissions::from_mode(0o755)).unwrap();
+        fs::rename(&new, self.at("secretfs")).unwrap();
     }
 
     fn make(&self, setup: &Setup<'_>) {
@@ -361,11 +376,10 @@ impl Daemon {
             .collect();
         stores[0].put_all(&new, &mut |_, _| {}).unwrap();
         drop(stores);
+        if self.copied {
+            self.install(Path::new(env!("CARGO_BIN_EXE_secretfs")));
+        }
         if let Some(uid) = setup.starter {
-            // By another process: what another test starts at this moment would have it open for writing, and then nobody
-            // could execute it.
-            let (from, to) = (env!("CARGO_BIN_EXE_secretfs"), self.at("secretfs"));
-            run(Command::new("cp").arg(from).arg(to), b"").expect_ok();
             for name in [
                 "secrets",
                 "run",

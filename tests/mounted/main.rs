@@ -40,6 +40,7 @@ mod server;
 mod taken;
 mod trouble;
 mod units;
+mod upgrade;
 mod users;
 mod values;
 mod views;

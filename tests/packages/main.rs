@@ -87,15 +87,19 @@ fn it_is_installed_used_upgraded_removed_and_purged() {
     let somebody =
         "setpriv --reuid 65534 --regid 65534 --clear-groups cat /secrets/demo/word || true";
     assert!(host.says(somebody).ends_with("Permission denied"));
-    let server = host.says("systemctl show -P MainPID secretfs");
+    let keeper = host.says("systemctl show -P MainPID secretfs");
     host.does("secretfs doctor");
 
-    // An upgrade leaves the mount, the daemon and who has a file open alone, and says when the new one begins.
+    // After an upgrade the new one serves the same mount, in the same process, and who has a file open reads on.
     host.does("exec 9</secrets/demo/word; dpkg -i /secretfs.deb >/said && cat <&9 >/read");
     assert_eq!(host.says("cat /read"), VALUE);
     let said = host.says("cat /said");
-    assert!(said.contains("systemctl restart secretfs"), "{said}");
-    assert_eq!(host.says("systemctl show -P MainPID secretfs"), server);
+    assert!(said.contains("has taken over"), "{said}");
+    assert_eq!(host.says("systemctl show -P MainPID secretfs"), keeper);
+    assert_eq!(
+        host.says("readlink /proc/$(systemctl show -P MainPID secretfs)/exe"),
+        "/usr/bin/secretfs"
+    );
     assert_eq!(host.says("cat /secrets/demo/word"), VALUE);
     host.does("systemctl restart secretfs");
     assert_eq!(host.says("cat /secrets/demo/word"), VALUE);

@@ -53,6 +53,10 @@ struct FakeDaemon(
 );
 
 impl Daemon for FakeDaemon {
+    fn upgrade(&self) -> Result<(), String> {
+        Ok(())
+    }
+
     fn reload(&self) -> Result<Reloaded, String> {
         self.0.lock().unwrap().push("reload");
         Ok(Reloaded {
@@ -383,6 +387,7 @@ async fn every_command_asks_its_rules() {
             [false, false, true, false],
         ),
         (simple(Request::Reload {}), [false, false, true, false]),
+        (simple(Request::Upgrade {}), [false, false, true, false]),
         (simple(Request::Unmount {}), [false, false, true, false]),
     ];
     let world = world(Authority::Policy);

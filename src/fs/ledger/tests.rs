@@ -316,6 +316,75 @@ fn a_reference_says_who_is_signed_in() {
     assert_eq!(Line::read(&line.text()), Some(line));
 }
 
+/// Another release may read them: what has changed here needs another [`LAYOUT`].
+#[test]
+fn lines_look_as_this_layout_says() {
+    let facts = Facts {
+        turn: 1,
+        size: 300,
+        first: Some(2),
+        shown: None,
+        named: true,
+        barred: false,
+    };
+    let views = [
+        View::Current,
+        View::Fresh,
+        View::Previous,
+        View::Version(Version::new("v")),
+    ];
+    let mut lines = vec![Line::Inode(service(2, "app"))];
+    let hidden = |hidden| What::Hidden("app".parse().unwrap(), hidden);
+    lines.push(Line::Inode(InodeLine {
+        what: hidden(Hidden::Versions),
+        ..folder(3, 0)
+    }));
+    lines.push(Line::Inode(folder(4, 1)));
+    lines.extend(views.map(|view| Line::Inode(secret(5, view, facts))));
+    let opener = Caller {
+        groups: Some(vec![Gid(4)]),
+        cgroup: Some(Cgroup {
+            unit: None,
+            container: Some("c".to_owned()),
+        }),
+        ..Caller::new(Uid(1), Gid(2), Tid(3))
+    };
+    lines.extend([
+        generation(5, 1 << 40),
+        Line::File(file(1, 5, 1 << 40)),
+        Line::File(FileLine {
+            reads: Reads::Checked,
+            opener,
+            ..file(1, 5, 7)
+        }),
+    ]);
+    lines.extend([open_folder(2, 1), {
+        let path = "app/x".parse().unwrap();
+        Line::Change(ChangeLine { path })
+    }]);
+    let text = lines.iter().map(|line| {
+        let bytes = line.text().into_iter();
+        bytes.map(|byte| format!("{byte:02x}")).collect::<String>()
+    });
+    let text: Vec<String> = text.collect();
+    assert_eq!(text, LAYOUT_1);
+}
+
+const LAYOUT_1: [&str; 12] = [
+    "00020003617070000000000000",
+    "0003010361707000000000000000",
+    "0004010361707001030176000000000000",
+    "000502056170702f780001ac020102000100",
+    "000502056170702f780101ac020102000100",
+    "000502056170702f780201ac020102000100",
+    "000502056170702f7803017601ac020102000100",
+    "01058080808080200131016107613a6170702f780014313937302d30312d30315430303a30303a30305a",
+    "020105808080808020040101010102030000",
+    "02010507040001010102030101040100010163",
+    "030201",
+    "04056170702f78",
+];
+
 #[test]
 fn a_line_that_says_too_little_or_too_much_or_what_no_line_says_is_none() {
     let mut whole = Line::File(file(1, 2, 3)).text();
