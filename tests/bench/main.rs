@@ -28,6 +28,7 @@ mod common;
 
 mod bare;
 mod contenders;
+mod deaths;
 mod events;
 mod load;
 mod micro;
@@ -70,6 +71,7 @@ struct Scale {
     listings: usize,
     puts: usize,
     revocations: usize,
+    deaths: usize,
     many: usize,
     vault: vault::Scale,
 }
@@ -80,6 +82,7 @@ const FULL: Scale = Scale {
     listings: 10,
     puts: 300,
     revocations: 50,
+    deaths: 50,
     many: 10_000,
     vault: vault::Scale {
         rounds: 9,
@@ -108,6 +111,7 @@ const QUICK: Scale = Scale {
     listings: 2,
     puts: 5,
     revocations: 2,
+    deaths: 2,
     many: 200,
     vault: vault::Scale {
         rounds: 2,
@@ -236,6 +240,7 @@ fn waits(daemon: &Daemon, tmpfs: &Tmpfs, scale: &Scale, clock: &Clock) -> Vec<Wa
     let put = events::put(daemon, scale.puts, clock);
     let renamed = events::rename(&tmpfs.contender().root, scale.puts, clock);
     let revoked = revocations::run(daemon, scale.revocations, clock);
+    let died = deaths::run(daemon, scale.deaths, clock);
     let wait = |what, of| Wait { what, of };
     vec![
         wait("put, from its return to the watcher's event", put.returned),
@@ -253,6 +258,8 @@ fn waits(daemon: &Daemon, tmpfs: &Tmpfs, scale: &Scale, clock: &Clock) -> Vec<Wa
             revoked.last_read,
         ),
         wait("`secretfs status`, from start to end", revoked.status),
+        wait("SIGKILL to the server, from then to the next read", died.killed),
+        wait("`secretfs upgrade`, the longest read meanwhile", died.upgraded),
     ]
 }
 
