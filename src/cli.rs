@@ -88,7 +88,7 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
         Command::Mount => daemon::mount(&load(&place(file.as_deref())?)?, &clock, || {}),
         Command::Unmount => daemon::unmount(&mut session()?),
         Command::Upgrade => daemon::upgrade(&mut session()?),
-        Command::Keep(keep) => keep::keep(&load(&place(file.as_deref())?)?, *keep, &clock),
+        Command::Keep(keep) => keep::keep(&place(file.as_deref())?, *keep, &clock),
         Command::Put(put) => secrets::put(&mut session()?, put),
         Command::Get {
             path,

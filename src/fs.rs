@@ -145,14 +145,8 @@ impl Tree {
 
     /// The kernel gives `count` look-ups back.
     pub fn forget(&self, ino: Ino, count: u64) {
-        let node = self.inodes.get(ino);
-        let gone = self.inodes.forget(ino, count);
-        // The kernel holds the inode of what is open: this is what an earlier server had opened when it died, and who was to
-        // get it had an error.
-        if let Some(Node::Secret(node)) = node.filter(|_| gone)
-            && node.is_open()
-        {
-            self.handles.close_all(ino);
+        if self.inodes.forget(ino, count) {
+            self.handles.given_up(ino);
         }
     }
 

@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::Flock;
@@ -35,7 +35,7 @@ mod serving;
 pub mod upgrade;
 
 pub use error::KeeperError;
-use falls::{Falls, Next};
+use falls::{AGAIN, Falls, Next};
 use lookout::Lookout;
 use mountpoint::{Listed, MountError, Mountpoint, abort};
 use process::{End, Process};
@@ -116,6 +116,16 @@ enum Happened {
     Stop,
 }
 
+/// What became of a mount whose server has died.
+enum Taken {
+    /// This one goes on with it.
+    Over(Box<Serving>),
+    /// Somebody wants an end, and it is gone.
+    Ended,
+    /// Nobody could in time, and it is gone.
+    Failed,
+}
+
 impl Keeper<'_> {
     fn keep(&self, ready: impl FnOnce()) -> Result<(), KeeperError> {
         self.go_on(self.start()?, Some(ready))
@@ -166,10 +176,10 @@ impl Keeper<'_> {
         status: End,
         falls: &mut Falls,
     ) -> Result<Option<Serving>, KeeperError> {
-        let served = dead.served_for(self.clock.now());
-        // Nobody could come to a mount that was taken away while the server was dying.
-        let there = self.mountpoint.listed().is_ok_and(|list| !list.is_empty());
-        let next = falls.fell(served, there && dead.can_be_followed(status));
+        let now = self.clock.now();
+        let served = dead.served_for(now);
+        let goes_on = self.is_there() && dead.can_be_followed(status, now);
+        let next = falls.fell(served, goes_on);
         self.follow(dead, next, falls)
     }
 
@@ -188,19 +198,11 @@ impl Keeper<'_> {
         } = dead;
         before.push(child);
         let mut pause = match next {
-            Next::TakeOver(pause) => {
-                if self.rest(pause)? {
-                    self.clear(held);
-                    return Ok(self.give_up());
-                }
-                match self.take_over(held) {
-                    Ok(serving) => return Ok(Some(serving.after(before, due))),
-                    Err(error) => {
-                        tracing::error!("the server was not started again: {error}");
-                        falls.pause()
-                    }
-                }
-            }
+            Next::TakeOver(pause) => match self.take_over(held, pause, due)? {
+                Taken::Over(serving) => return Ok(Some(serving.after(before, due))),
+                Taken::Ended => return Ok(self.give_up()),
+                Taken::Failed => falls.pause(),
+            },
             Next::Afresh(pause) => {
                 self.clear(held);
                 pause
@@ -267,16 +269,42 @@ impl Keeper<'_> {
         })
     }
 
-    /// Starts a server where one has died. If that fails the mount is gone.
-    fn take_over(&self, mut held: Held) -> Result<Serving, KeeperError> {
-        let started = match held.hand_on() {
-            Ok(()) => self.start_server(held),
-            Err(why) => Err((KeeperError::Start(why), held)),
-        };
-        started.map_err(|(error, held)| {
-            self.clear(held);
-            error
-        })
+    /// Starts a server where one has died, as often as it takes until then.
+    fn take_over(
+        &self,
+        mut held: Held,
+        mut pause: Duration,
+        due: Instant,
+    ) -> Result<Taken, KeeperError> {
+        loop {
+            if self.rest(pause)? {
+                self.clear(held);
+                return Ok(Taken::Ended);
+            }
+            let started = match held.hand_on() {
+                Ok(()) => self.start_server(held),
+                Err(why) => Err((KeeperError::Start(why), held)),
+            };
+            let error = match started {
+                Ok(serving) => return Ok(Taken::Over(Box::new(serving))),
+                Err((error, back)) => {
+                    held = back;
+                    error
+                }
+            };
+            tracing::error!("the server was not started again: {error}");
+            if self.clock.now() >= due {
+                self.clear(held);
+                return Ok(Taken::Failed);
+            }
+            pause = AGAIN;
+        }
+    }
+
+    /// False if somebody has taken the mount away: then nobody could come to it.
+    fn is_there(&self) -> bool {
+        let listed = self.mountpoint.listed();
+        listed.is_ok_and(|list| !list.is_empty())
     }
 
     /// Waits until the server is ready or dead, or somebody wants an end.
@@ -295,14 +323,12 @@ impl Keeper<'_> {
                 Err(errno) => return Err(errno.into()),
             };
             while let Some(signal) = self.signal()? {
-                if ends(signal) {
-                    return Ok(Happened::Stop);
-                }
-                // A server that is not ready does not listen yet.
-                if signal == Signal::SIGHUP {
-                    serving.reload = true;
-                }
+                serving.heard(signal);
             }
+            if serving.stop {
+                return Ok(Happened::Stop);
+            }
+            // A server that is not ready does not listen yet.
             if serving.ready.is_some() && std::mem::take(&mut serving.reload) {
                 kill(serving.child.pid(), Signal::SIGHUP)?;
             }
@@ -325,6 +351,8 @@ impl Keeper<'_> {
                     return Ok(Happened::Ready);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // It has died with something unread that it was told.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Err(error) => return Err(KeeperError::Start(error)),
             }
             let stuck = lookout.sees_it_stuck(self.clock, &serving.child);
@@ -348,12 +376,8 @@ impl Keeper<'_> {
     /// Ends a server whose mount somebody has taken away: it does not hear of that, because it has a mount of its own. It is
     /// started again on a fresh one.
     fn look_after(&self, serving: &mut Serving) {
-        if serving.unmounted
-            || !self
-                .mountpoint
-                .listed()
-                .is_ok_and(|listed| listed.is_empty())
-        {
+        let listed = self.mountpoint.listed();
+        if serving.unmounted || !listed.is_ok_and(|list| list.is_empty()) {
             return;
         }
         tracing::warn!(mount = %self.config.mount.display(), "somebody has unmounted it; mounting it again");

@@ -12,6 +12,8 @@ use crate::keeper::{self, KeeperError};
 
 /// How long a daemon may take to end.
 const END: Duration = Duration::from_secs(15);
+/// How long it may take until another release serves, or it is known that none can.
+const UPGRADE: Duration = Duration::from_secs(15);
 
 pub(crate) fn mount(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), Failure> {
     keeper::run(config, clock, ready).map_err(|error| keeper_failure(&error))
@@ -88,14 +90,16 @@ pub(crate) fn upgrade(session: &mut Session) -> Result<(), Failure> {
     let before = running(session)?;
     let began = session.clock.now();
     // Whoever takes over ends the server that was asked before it can answer.
-    let asked: Result<Option<()>, Failure> = session.ask_within(&Request::Upgrade {}, Some(END));
-    required(session)?;
+    let asked: Result<Option<()>, Failure> =
+        session.ask_within(&Request::Upgrade {}, Some(UPGRADE));
+    // What was said first says more.
+    required(session).map_err(|failure| asked.clone().err().unwrap_or(failure))?;
     let now = running(session)?;
     if now.pid == before.pid {
         asked?;
         return Err(Failure::failed(format!(
             "nobody took over within {} s: see the daemon's log",
-            END.as_secs()
+            UPGRADE.as_secs()
         )));
     }
     let took = session.clock.now().saturating_duration_since(began);

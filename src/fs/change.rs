@@ -87,8 +87,14 @@ impl Tree {
 
     /// To be called before a store gets other values under the versions that it has.
     #[must_use]
-    pub fn doubt(&self) -> Doubt {
-        let lines = self.inodes.known().into_iter().filter_map(|path| {
+    pub fn doubt(&self, store: &Name) -> Doubt {
+        let catalogue = self.catalogue();
+        let known = self.inodes.known().into_iter().filter(|path| {
+            let binding = catalogue.binding(path);
+            binding
+                .is_some_and(|binding| binding.references.iter().any(|one| one.backend == *store))
+        });
+        let lines = known.filter_map(|path| {
             let line = Line::Change(ChangeLine { path });
             self.ledger.write(&line, [0; 3])
         });

@@ -2,7 +2,7 @@
 //! taken away.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::backend::Version;
@@ -95,6 +95,8 @@ const GROUPS: usize = 1024;
 pub(super) struct Handles {
     ledger: Arc<Ledger>,
     next: AtomicU64,
+    /// Some are an earlier server's.
+    restored: AtomicBool,
     open: RwLock<HashMap<Fh, Handle>>,
 }
 
@@ -104,6 +106,7 @@ impl Handles {
         Self {
             ledger,
             next: AtomicU64::new(first),
+            restored: AtomicBool::default(),
             open: RwLock::default(),
         }
     }
@@ -194,9 +197,17 @@ impl Handles {
         drop(removed);
     }
 
-    /// Closes all handles of a file.
-    pub(super) fn close_all(&self, ino: Ino) {
-        let of_file = |handle: &Handle| handle.open.pin().is_some_and(|pin| pin.node.ino == ino);
+    /// The kernel has given this inode up, so it has nothing of it open: what is left of an earlier server's handles goes. Who
+    /// was to get them had an error.
+    pub(super) fn given_up(&self, ino: Ino) {
+        if !self.restored.load(Ordering::Relaxed) {
+            return;
+        }
+        let of_ino = |open: &Open| {
+            let folder = matches!(open, Open::Unlisted(folder) if *folder == ino);
+            folder || open.pin().is_some_and(|pin| pin.node.ino == ino)
+        };
+        let of_file = |handle: &Handle| handle.given.is_some() && of_ino(&handle.open);
         let all: Vec<Fh> = {
             let all = self.table();
             let all = all.iter().filter(|(_, handle)| of_file(handle));
@@ -211,6 +222,7 @@ impl Handles {
 
     /// One that an earlier server gave.
     pub(super) fn restore(&self, fh: Fh, entry: Entry, given: u64, open: Open) {
+        self.restored.store(true, Ordering::Relaxed);
         self.next
             .fetch_max(fh.0.saturating_add(1), Ordering::Relaxed);
         let handle = Handle {

@@ -166,6 +166,16 @@ impl Ledger {
         Ok((ledger, Some(left)))
     }
 
+    /// Whether what stands in this memory could be read by this release.
+    #[must_use]
+    pub fn is_of_this_release(memory: &OwnedFd) -> bool {
+        let memory = memory.try_clone().and_then(SharedMemory::map);
+        memory.is_ok_and(|memory| {
+            let mut layout = [0; LAYOUT.len()];
+            memory.read(0, &mut layout).is_some() && layout == LAYOUT
+        })
+    }
+
     fn over(memory: Option<SharedMemory>, free: Free) -> Arc<Self> {
         Arc::new(Self {
             memory,

@@ -209,11 +209,6 @@ impl SecretNode {
         self.state().shown.is_some()
     }
 
-    /// True if a handle is open.
-    pub(super) fn is_open(&self) -> bool {
-        !self.state().open.is_empty()
-    }
-
     /// A newer inode has the name from now on.
     pub(super) fn supersede(&self) {
         let mut state = self.state();

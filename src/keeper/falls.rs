@@ -9,6 +9,8 @@ use std::time::Duration;
 /// The pause before the server is started on a fresh mount, doubled each time it dies young.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The pause before the next try to go on with a mount, if a server could not even begin to.
+pub(super) const AGAIN: Duration = Duration::from_millis(200);
 /// A server that served this long did not die young.
 const GROWN_UP: Duration = Duration::from_secs(60);
 /// One that served this long has come further than to what the one before has died of.
@@ -48,8 +50,15 @@ impl Default for Falls {
 }
 
 impl Falls {
-    /// A server has died that had served for so long; the next one can go on with its mount, or not.
-    pub(super) fn fell(&mut self, served: Duration, goes_on: bool) -> Next {
+    /// A server has died that had served for so long, if it came so far; the next one can go on with its mount, or not.
+    pub(super) fn fell(&mut self, served: Option<Duration>, goes_on: bool) -> Next {
+        let Some(served) = served else {
+            // What it has died of it has not found on the mount.
+            return match goes_on {
+                true => Next::TakeOver(AGAIN),
+                false => Next::Afresh(self.pause()),
+            };
+        };
         self.in_a_row = match served < CAME_FURTHER {
             true => self.in_a_row + 1,
             false => 0,
@@ -88,16 +97,22 @@ mod tests {
         let mut falls = Falls::default();
         let (second, moment) = (Duration::from_secs(1), Duration::from_millis(50));
         for _ in 0..20 {
-            assert_eq!(falls.fell(second, true), Next::TakeOver(Duration::ZERO));
+            assert_eq!(
+                falls.fell(Some(second), true),
+                Next::TakeOver(Duration::ZERO)
+            );
         }
         for count in 1..=IN_A_ROW {
             assert_eq!(
-                falls.fell(moment, true),
+                falls.fell(Some(moment), true),
                 Next::TakeOver(FIRST_PAUSE * count)
             );
         }
-        assert_eq!(falls.fell(moment, true), Next::Afresh(FIRST_PAUSE * 2));
-        assert_eq!(falls.fell(moment, true), Next::TakeOver(FIRST_PAUSE));
+        assert_eq!(
+            falls.fell(Some(moment), true),
+            Next::Afresh(FIRST_PAUSE * 2)
+        );
+        assert_eq!(falls.fell(Some(moment), true), Next::TakeOver(FIRST_PAUSE));
     }
 
     #[test]
@@ -105,17 +120,29 @@ mod tests {
         let mut falls = Falls::default();
         for _ in 0..YOUNG_IN_A_ROW {
             assert_eq!(
-                falls.fell(CAME_FURTHER, true),
+                falls.fell(Some(CAME_FURTHER), true),
                 Next::TakeOver(Duration::ZERO)
             );
         }
         assert_eq!(
-            falls.fell(CAME_FURTHER, true),
+            falls.fell(Some(CAME_FURTHER), true),
             Next::Afresh(FIRST_PAUSE * 2)
         );
         for _ in 0..2 * YOUNG_IN_A_ROW {
-            assert_eq!(falls.fell(GROWN_UP, true), Next::TakeOver(Duration::ZERO));
+            assert_eq!(
+                falls.fell(Some(GROWN_UP), true),
+                Next::TakeOver(Duration::ZERO)
+            );
         }
+    }
+
+    #[test]
+    fn who_cannot_even_begin_is_followed_as_long_as_it_may_be() {
+        let mut falls = Falls::default();
+        for _ in 0..100 {
+            assert_eq!(falls.fell(None, true), Next::TakeOver(AGAIN));
+        }
+        assert_eq!(falls.fell(None, false), Next::Afresh(FIRST_PAUSE * 2));
     }
 
     #[test]
@@ -124,8 +151,8 @@ mod tests {
         let moment = Duration::from_millis(50);
         for pause in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
             let pause = Duration::from_millis(pause);
-            assert_eq!(falls.fell(moment, false), Next::Afresh(pause));
+            assert_eq!(falls.fell(Some(moment), false), Next::Afresh(pause));
         }
-        assert_eq!(falls.fell(GROWN_UP, false), Next::Afresh(FIRST_PAUSE));
+        assert_eq!(falls.fell(Some(GROWN_UP), false), Next::Afresh(FIRST_PAUSE));
     }
 }

@@ -5,7 +5,7 @@ use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -34,22 +34,41 @@ pub fn judge(runtime: &Path) -> Result<(), KeeperError> {
         key: "runtime",
         why,
     };
-    let real = match runtime.canonicalize() {
-        Ok(real) => real,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(refused(runtime, error)),
+    match judge_file(runtime) {
+        Err(Suspect { why, .. }) if why.kind() == io::ErrorKind::NotFound => Ok(()),
+        judged => judged.map_err(|Suspect { path, why }| refused(&path, why)),
+    }
+}
+
+/// A file or folder that others could have put there.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {why}", .path.display())]
+pub(super) struct Suspect {
+    path: PathBuf,
+    why: io::Error,
+}
+
+/// The same of any file or folder, which must be there.
+///
+/// # Errors
+/// [`Suspect`]
+pub(super) fn judge_file(path: &Path) -> Result<(), Suspect> {
+    let suspect = |path: &Path, why: io::Error| Suspect {
+        path: path.to_owned(),
+        why,
     };
+    let real = path.canonicalize().map_err(|why| suspect(path, why))?;
     for folder in real.ancestors() {
-        let found = fs::metadata(folder).map_err(|error| refused(folder, error))?;
+        let found = fs::metadata(folder).map_err(|why| suspect(folder, why))?;
         let (owner, mode) = (Uid(found.uid()), found.mode());
         if owner != Uid::ROOT && owner != Uid::effective() {
             let why = "belongs to somebody else, who could stand in for the daemon: chown root it";
-            return Err(refused(folder, io::Error::other(why)));
+            return Err(suspect(folder, io::Error::other(why)));
         }
         let sticky = folder != real && mode & libc::S_ISVTX != 0 && owner == Uid::ROOT;
         if mode & (libc::S_IWGRP | libc::S_IWOTH) != 0 && !sticky {
             let why = "can be written by others, who could stand in for the daemon: chmod go-w it";
-            return Err(refused(folder, io::Error::other(why)));
+            return Err(suspect(folder, io::Error::other(why)));
         }
     }
     Ok(())

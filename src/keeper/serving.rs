@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use super::mountpoint::{self, Listed, Mounted};
 use super::passing::Passing;
 use super::process::{End, Process};
-use super::{KILL_DEADLINE, Keeper, KeeperError, stores};
+use super::{KILL_DEADLINE, Keeper, KeeperError, ends, stores};
 use crate::backend::store::identity;
 use crate::sys;
 
@@ -40,6 +40,8 @@ pub(super) struct Serving {
     pub(super) last: bool,
     /// The config is to be read again as soon as it can be told so.
     pub(super) reload: bool,
+    /// Somebody wants an end.
+    pub(super) stop: bool,
     /// It is dead, and the kernel keeps it.
     pub(super) stuck: bool,
     /// Servers before it that have not ended yet: the kernel keeps one until what it waits for has happened.
@@ -97,6 +99,7 @@ impl Serving {
             late: false,
             last: false,
             reload: false,
+            stop: false,
             stuck: false,
             before: Vec::new(),
         }
@@ -132,6 +135,12 @@ impl Serving {
         }
     }
 
+    /// The keeper was sent a signal.
+    pub(super) fn heard(&mut self, signal: Signal) {
+        self.stop |= ends(signal);
+        self.reload |= signal == Signal::SIGHUP;
+    }
+
     /// Forgets those before it that have ended.
     pub(super) fn reap(&mut self) {
         self.before.retain_mut(|child| child.ended().is_none());
@@ -143,20 +152,21 @@ impl Serving {
         self.before.is_empty() && self.child.ended().is_some()
     }
 
-    /// How long it has served. One that is stuck was found out late.
-    pub(super) fn served_for(&self, now: Instant) -> Duration {
-        if self.stuck {
-            return Duration::ZERO;
-        }
-        let since = self.ready.map(|ready| now.saturating_duration_since(ready));
-        since.unwrap_or_default()
+    /// How long it has served, if it was ready. One that is stuck was found out late.
+    pub(super) fn served_for(&self, now: Instant) -> Option<Duration> {
+        let ready = self.ready?;
+        Some(match self.stuck {
+            true => Duration::ZERO,
+            false => now.saturating_duration_since(ready),
+        })
     }
 
     /// Whether the next one can go on with the mount, now that it has ended like this. One that was ready and ends by itself had
     /// nothing to go on with; one that was not may have lacked what is there in a moment. Where the kernel sends nothing
     /// again, what one that is stuck had read would wait for it for ever.
-    pub(super) fn can_be_followed(&self, status: End) -> bool {
-        let gone = self.unmounted || self.late || self.last;
+    pub(super) fn can_be_followed(&self, status: End, now: Instant) -> bool {
+        let late = self.ready.is_none() && (self.late || now >= self.due);
+        let gone = self.unmounted || late || self.last;
         let lets_go = self.held.resends || !self.stuck;
         let goes_on = matches!(status, End::Signal(_)) || self.ready.is_none();
         self.held.served && !gone && lets_go && goes_on && self.before.len() < MOST_KEPT

@@ -13,24 +13,29 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, execv};
 
 use super::falls::{Falls, Next};
 use super::mountpoint::{Mounted, Mountpoint};
 use super::passing::Passing;
-use super::process::{End, Process};
+use super::process::{self, Process};
 use super::serving::{Held, Serving};
-use super::{KILL_DEADLINE, Keeper, KeeperError, mountinfo, runtime, signals, stores};
+use super::{END, KILL_DEADLINE, Keeper, KeeperError, LAST, mountinfo, runtime, signals, stores};
+use crate::backend::store::identity;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::secret::Name;
 use crate::sys::SecretMemory;
 
-/// How long the other release may take to say whether it could.
-const CHECK_DEADLINE: Duration = Duration::from_secs(10);
-/// So much of what it says is passed on.
-const SAID: u64 = 4096;
+/// What another release says if it could go on with what it was handed.
+pub const YES: &str = "could go on";
+
+/// How long it may take to say so.
+const CHECK_DEADLINE: Duration = Duration::from_secs(5);
+/// So much of what it says otherwise is passed on.
+const SAID: usize = 4096;
 
 /// What the keeper of another release hands over.
 #[derive(Debug)]
@@ -59,10 +64,21 @@ pub struct Handed {
     pub values: OwnedFd,
     /// That for the key to them.
     pub values_key: OwnedFd,
-    /// Where the secrets appear.
-    pub mount: PathBuf,
-    /// The runtime folder.
-    pub runtime: PathBuf,
+    /// What of the config cannot change.
+    pub fixed: Vec<(String, OsString)>,
+}
+
+/// What of the config the mount, or what is held of it, hangs on.
+fn fixed(config: &Config) -> [(&'static str, OsString); 5] {
+    let user = config.user.as_ref();
+    let user = user.map(|user| format!("{}:{}:{}", user.uid, user.gid, user.name));
+    [
+        ("config", config.file.clone().into()),
+        ("mount", config.mount.clone().into()),
+        ("runtime", config.runtime.clone().into()),
+        ("state", config.state.clone().into()),
+        ("user", user.unwrap_or_default().into()),
+    ]
 }
 
 impl Handed {
@@ -71,16 +87,23 @@ impl Handed {
     /// # Errors
     /// Why not.
     pub fn fits(&self, config: &Config) -> Result<(), String> {
-        for (key, was, is) in [
-            ("mount", &self.mount, &config.mount),
-            ("runtime", &self.runtime, &config.runtime),
-        ] {
-            if was != is {
-                let (file, was, is) = (config.file.display(), was.display(), is.display());
+        for (key, is) in fixed(config) {
+            let was = self.fixed.iter().find(|(name, _)| name == key);
+            let was = was.map(|(_, was)| was.display());
+            if was.is_none_or(|was| was.to_string() != is.display().to_string()) {
+                let (file, is) = (config.file.display(), is.display());
                 return Err(format!(
-                    "{file}: `{key}` was {was} and is {is} now, which takes a restart: `secretfs unmount`, then `secretfs mount`"
+                    "{file}: `{key}` is {is} now and was another when the daemon was started, which takes a restart: `secretfs unmount`, then `secretfs mount`"
                 ));
             }
+        }
+        for memory in self.keys.values().chain([&self.values_key]) {
+            let memory = memory.try_clone().and_then(SecretMemory::map);
+            memory.map_err(|why| format!("memory for keys: {why}"))?;
+        }
+        for (_, path) in stores(config) {
+            let path = identity::locate(path).map_err(|why| why.to_string())?;
+            identity::open(&path).map_err(|why| why.to_string())?;
         }
         Ok(())
     }
@@ -138,11 +161,16 @@ impl Keeper<'_> {
     fn replace(&self, mut serving: Serving) -> Result<Option<Serving>, KeeperError> {
         let _ = kill(serving.child.pid(), Signal::SIGKILL);
         serving.stuck = !self.has_ended(&mut serving.child, KILL_DEADLINE);
-        self.follow(
-            serving,
-            Next::TakeOver(Duration::ZERO),
-            &mut Falls::default(),
-        )
+        let mut said = Vec::new();
+        // Until its end, or as far as it has come.
+        let _ = (&serving.word).read_to_end(&mut said);
+        serving.last = said.iter().any(|byte| [END, LAST].contains(&[*byte]));
+        let (killed, now) = (process::End::Signal(Signal::SIGKILL), self.clock.now());
+        let next = match self.is_there() && serving.can_be_followed(killed, now) {
+            true => Next::TakeOver(Duration::ZERO),
+            false => Next::Afresh(Duration::ZERO),
+        };
+        self.follow(serving, next, &mut Falls::default())
     }
 
     /// Has the program that stands where this one was started from take over. Returns only if it cannot, which the server
@@ -157,13 +185,14 @@ impl Keeper<'_> {
         let _ = serving.word.write_all(format!("{why}\n").as_bytes());
     }
 
-    fn exec(&self, serving: &Serving) -> Result<Infallible, String> {
+    fn exec(&self, serving: &mut Serving) -> Result<Infallible, String> {
         let program = program().map_err(|why| format!("the program's own file: {why}"))?;
+        runtime::judge_file(&program).map_err(|why| why.to_string())?;
         let passing = self.hand_over(serving).map_err(|why| why.to_string())?;
         let mut words: Vec<&OsStr> = vec![OsStr::new("--config"), self.config.named.as_ref()];
         words.push(OsStr::new("keep"));
         words.extend(passing.options().iter().map(OsString::as_os_str));
-        self.check(Command::new(&program).args(&words).arg("--check"))
+        self.check(Command::new(&program).args(&words).arg("--check"), serving)
             .map_err(|why| format!("{}: {why}", program.display()))?;
         tracing::info!(program = %program.display(), "another release takes over");
         words.insert(0, program.as_os_str());
@@ -200,38 +229,63 @@ impl Keeper<'_> {
         }
         passing.pass("--values", &self.values)?;
         passing.pass("--values-key", self.values_key.descriptor())?;
-        passing.say("--mount", &self.config.mount);
-        passing.say("--runtime", &self.config.runtime);
+        for (key, value) in fixed(self.config) {
+            let mut fixed = OsString::from(format!("{key}="));
+            fixed.push(value);
+            passing.say("--fixed", fixed);
+        }
         Ok(passing)
     }
 
-    /// Asks the other release whether it could, while all goes on.
-    fn check(&self, command: &mut Command) -> Result<(), String> {
-        command.stdin(Stdio::null()).stdout(Stdio::null());
+    /// Asks the other release whether it could. The server goes on meanwhile; its death, and who wants an end, come first.
+    fn check(&self, command: &mut Command, serving: &mut Serving) -> Result<(), String> {
+        let command = command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|why| format!("it does not start: {why}"))?;
-        let said = child.stderr.take();
+        let (yes, why) = (child.stdout.take(), child.stderr.take());
         let mut process = Process::from(child);
-        if !self.has_ended(&mut process, CHECK_DEADLINE) {
+        let deadline = self.clock.now() + CHECK_DEADLINE;
+        let hindrance = loop {
+            if process.ended().is_some() {
+                break None;
+            }
+            while let Some(signal) = self.signal().map_err(|why| why.to_string())? {
+                serving.heard(signal);
+            }
+            if serving.stop || serving.child.ended().is_some() {
+                break Some("the daemon ends, or its server has died");
+            }
+            if self.clock.now() >= deadline {
+                break Some("it does not say in time whether it can take over");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        if let Some(hindrance) = hindrance {
             let _ = kill(process.pid(), Signal::SIGKILL);
             self.has_ended(&mut process, KILL_DEADLINE);
-            return Err("it does not say in time whether it can take over".to_owned());
+            return Err(hindrance.to_owned());
         }
-        if process.ended() == Some(End::Code(0)) {
+        let yes = yes.map(|yes| said(yes.into())).unwrap_or_default();
+        if process.ended() == Some(process::End::Code(0)) && yes.trim() == YES {
             return Ok(());
         }
-        let mut text = Vec::new();
-        if let Some(said) = said {
-            let _ = said.take(SAID).read_to_end(&mut text);
-        }
-        let text = String::from_utf8_lossy(&text);
+        let why = why.map(|why| said(why.into())).unwrap_or_default();
         Err(format!(
             "it cannot take over: {}",
-            text.trim().replace('\n', "; ")
+            why.trim().replace('\n', "; ")
         ))
     }
+}
+
+/// What a program that has ended has said. Who holds the other end still is not waited for.
+fn said(pipe: OwnedFd) -> String {
+    let mut text = vec![0; SAID];
+    let flags = fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
+    let read = flags.and_then(|_| nix::unistd::read(&pipe, &mut text));
+    text.truncate(read.unwrap_or_default());
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// The path that this program was started from; what stands there now may be another release.

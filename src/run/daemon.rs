@@ -48,6 +48,8 @@ pub(super) struct Running {
     /// Whether the config asks for its file to be watched.
     watched: watch::Sender<bool>,
     ending: Mutex<UnixStream>,
+    /// Held while another release is asked whether it can take over.
+    upgrading: Mutex<()>,
     state: PathBuf,
     /// What is kept for a start without a network.
     offline: Option<Arc<Offline>>,
@@ -97,6 +99,7 @@ impl Running {
             config: Mutex::new(Arc::new(config)),
             unknown: Mutex::new(wired.unknown.clone()),
             ending: Mutex::new(ending),
+            upgrading: Mutex::default(),
             runtime,
             clock: clock.clone(),
             since: clock.timestamp(),
@@ -270,8 +273,14 @@ impl Daemon for Running {
     }
 
     fn upgrade(&self) -> Result<(), String> {
-        let keeper = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
-        let keeper = keeper.try_clone().map_err(|why| why.to_string())?;
+        let _turn = self
+            .upgrading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let keeper = {
+            let keeper = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+            keeper.try_clone().map_err(|why| why.to_string())?
+        };
         let asked = keeper
             .set_read_timeout(Some(UPGRADE))
             .and_then(|()| (&keeper).write_all(&keeper::UPGRADE));

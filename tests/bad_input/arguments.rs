@@ -174,7 +174,7 @@ fn words() -> Vec<Case> {
         ),
         case(
             "the keeper of another release by hand",
-            "keep --server 1 --word 78 --device 77 --ledger 82 --control 79 --lock 83 --values 80 --values-key 81 --mount /m --runtime /r",
+            "keep --server 1 --word 78 --device 77 --ledger 82 --control 79 --lock 83 --values 80 --values-key 81",
             1,
             &["only the keeper passes", "secretfs mount"],
         ),

@@ -258,8 +258,14 @@ fn waits(daemon: &Daemon, tmpfs: &Tmpfs, scale: &Scale, clock: &Clock) -> Vec<Wa
             revoked.last_read,
         ),
         wait("`secretfs status`, from start to end", revoked.status),
-        wait("SIGKILL to the server, from then to the next read", died.killed),
-        wait("`secretfs upgrade`, the longest read meanwhile", died.upgraded),
+        wait(
+            "SIGKILL to the server, from then to the next read",
+            died.killed,
+        ),
+        wait(
+            "`secretfs upgrade`, the longest read meanwhile",
+            died.upgraded,
+        ),
     ]
 }
 

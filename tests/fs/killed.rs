@@ -295,7 +295,7 @@ async fn who_dies_while_a_store_gets_other_values_leaves_no_number_to_go_on_with
     let world = world();
     let ino = world.ino("app/plain").await;
     let opened = world.open(1, ino).await.unwrap();
-    std::mem::forget(world.tree.doubt());
+    std::mem::forget(world.tree.doubt(&"a".parse().unwrap()));
     let world = killed(world).await;
     // Whatever its version says, it is another generation.
     assert!(world.tree.poll(opened.fh, None).unwrap().outdated);

@@ -1,6 +1,7 @@
 //! Another release of the program takes over while everything goes on.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -127,6 +128,8 @@ fn what_cannot_take_over_changes_nothing_and_says_why() {
             "#!/bin/sh\necho 'of another kind' >&2\nexit 3\n",
             "of another kind",
         ),
+        ("#!/bin/sh\nexit 0\n", "it cannot take over"),
+        ("#!/bin/sh\nexec sleep 1000\n", "does not say in time"),
         ("no program at all", "does not start"),
     ] {
         fs::write(&program, text).unwrap();
@@ -142,6 +145,13 @@ fn what_cannot_take_over_changes_nothing_and_says_why() {
         assert!(said.stderr.contains(why), "{}", said.stderr);
         assert_eq!(daemon.server(), server);
     }
+    // One that others could have put there.
+    daemon.install(Path::new(env!("CARGO_BIN_EXE_secretfs")));
+    let anybodys = fs::Permissions::from_mode(0o777);
+    fs::set_permissions(daemon.at("secretfs"), anybodys).unwrap();
+    let said = daemon.secretfs(&["upgrade"], b"");
+    assert_eq!(said.code(), 1, "{}", said.stderr);
+    assert!(said.stderr.contains("chmod go-w"), "{}", said.stderr);
     // What a restart is needed for.
     daemon.install(Path::new(env!("CARGO_BIN_EXE_secretfs")));
     let config = fs::read_to_string(daemon.at("config.toml")).unwrap();
@@ -152,7 +162,7 @@ fn what_cannot_take_over_changes_nothing_and_says_why() {
     fs::write(daemon.at("config.toml"), moved).unwrap();
     let said = daemon.secretfs(&["upgrade"], b"");
     assert_eq!(said.code(), 1, "{}", said.stderr);
-    assert!(said.stderr.contains("`mount` was"), "{}", said.stderr);
+    assert!(said.stderr.contains("`mount` is"), "{}", said.stderr);
     fs::write(daemon.at("config.toml"), config).unwrap();
     assert_eq!(daemon.server(), server);
     assert_eq!(owner.pread(held), Ok(X.to_vec()));

@@ -14,6 +14,7 @@
 mod common;
 
 mod host;
+mod image;
 
 use common::machine::{Need, has, needs};
 use host::Host;

@@ -49,7 +49,7 @@ impl Job<'_> {
             held: io::Cursor::new(Vec::new()),
         };
         let with = OpenWith::Identity(&identity);
-        let doubt = self.parts.tree.doubt();
+        let doubt = self.parts.tree.doubt(name);
         let restored = store.restore(&mut input, with, replace, &mut |done, total| {
             self.progress(done, total);
         });

@@ -63,13 +63,14 @@ impl Left {
         }
         // What the kernel cannot have heard of, and what it has given up: it holds the inode of what is open.
         let inodes = &left.inodes;
-        left.files.retain(|file| {
-            let inode = inodes.get(&file.line.ino);
-            let held = inode.is_none_or(|inode| inode.number(Number::Lookups) != 0);
-            held && file.number(Number::Given) != 0
-        });
+        let held = |ino: Ino| {
+            let inode = inodes.get(&ino);
+            inode.is_none_or(|inode| inode.number(Number::Lookups) != 0)
+        };
+        left.files
+            .retain(|file| held(file.line.ino) && file.number(Number::Given) != 0);
         left.folders
-            .retain(|folder| folder.number(Number::Given) != 0);
+            .retain(|open| held(open.line.ino) && open.number(Number::Given) != 0);
         left.inodes
             .retain(|_, inode| inode.number(Number::Lookups) != 0 || inode.line.is_current());
         // Those of an inode may go a little later than its own.
