@@ -385,6 +385,19 @@ const LAYOUT_1: [&str; 12] = [
     "04056170702f78",
 ];
 
+proptest::proptest! {
+    #[test]
+    fn no_bytes_at_all_are_more_than_no_line(bytes in proptest::collection::vec(0_u8.., 0..300)) {
+        // Most begin like a line.
+        let kinds = (0..5).map(|kind| [&[kind], bytes.as_slice()].concat());
+        for bytes in kinds.chain([bytes.clone()]) {
+            if let Some(line) = Line::read(&bytes) {
+                assert_eq!(Line::read(&line.text()), Some(line));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_line_that_says_too_little_or_too_much_or_what_no_line_says_is_none() {
     let mut whole = Line::File(file(1, 2, 3)).text();
