@@ -164,7 +164,12 @@ impl Keeper<'_> {
         let mut said = Vec::new();
         // Until its end, or as far as it has come.
         let _ = (&serving.word).read_to_end(&mut said);
-        serving.last = said.iter().any(|byte| [END, LAST].contains(&[*byte]));
+        let has_said = |word: [u8; 1]| said.iter().any(|byte| [*byte] == word);
+        if has_said(END) {
+            self.clear(serving.held);
+            return Ok(self.give_up());
+        }
+        serving.last = has_said(LAST);
         let (killed, now) = (process::End::Signal(Signal::SIGKILL), self.clock.now());
         let next = match self.is_there() && serving.can_be_followed(killed, now) {
             true => Next::TakeOver(Duration::ZERO),
