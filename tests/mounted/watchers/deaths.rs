@@ -48,9 +48,16 @@ fn a_put_under_way_when_the_server_dies_is_whole_or_has_not_happened_and_watcher
         assert!(whole, "{turn}: {acknowledged} {}", read.escape_ascii());
         if read != last {
             // From the server that died or from the next one.
-            let [folder, file] = &mut ears;
-            folder.hear("MOVED_TO x");
-            file.hear("ATTRIB");
+            for (ears, event) in ears.iter_mut().zip(["MOVED_TO x", "ATTRIB"]) {
+                // Or that the mount is another one, if the next server could not go on with it.
+                let mut heard = Vec::new();
+                let came = eventually(DEADLINE, || {
+                    heard.extend(ears.so_far());
+                    let came = |one: &String| one == event || one.starts_with("UNMOUNT");
+                    heard.iter().any(came)
+                });
+                assert!(came, "{turn}: no {event} in {heard:?}: {}", daemon.log());
+            }
         }
         last = read;
     }
