@@ -2,16 +2,23 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
-use secretfs::fs::{FsError, Ino, Kind};
+use secretfs::fs::{DirEntry, Fh, FsError, Ino, Kind, Reply};
 
 use crate::callers::caller;
 use crate::faulty::Weather;
 use crate::world;
+use crate::world::World;
 
 const APP: [&str; 7] = [
     "cached", "either", "lost", "narrow", "never", "pass", "plain",
 ];
+
+/// What an open folder lists.
+async fn listed(world: &World, fh: Fh) -> Reply<Arc<Vec<DirEntry>>> {
+    world.tree.readdir(caller(1), fh).wait().await
+}
 
 #[tokio::test]
 async fn names_cost_one_list_and_never_a_value() {
@@ -73,16 +80,7 @@ async fn who_may_read_nothing_sees_nothing_and_no_backend_is_asked() {
             .wait()
             .await
             .unwrap();
-        assert_eq!(
-            world
-                .tree
-                .readdir(caller(1), fh)
-                .wait()
-                .await
-                .unwrap()
-                .len(),
-            count
-        );
+        assert_eq!(listed(&world, fh).await.unwrap().len(), count);
     }
 }
 
@@ -132,29 +130,17 @@ async fn a_listing_stays_as_it_was_opened() {
     let app = world.ino("app").await;
     let fh = world.tree.opendir(caller(1), app).wait().await.unwrap();
     world.put("a:app/new", "").await;
-    assert_eq!(
-        world
-            .tree
-            .readdir(caller(1), fh)
-            .wait()
-            .await
-            .unwrap()
-            .len(),
-        APP.len()
-    );
+    assert_eq!(listed(&world, fh).await.unwrap().len(), APP.len());
     assert_eq!(world.ls(1, "app").await.unwrap().len(), APP.len() + 1);
     world.tree.release(fh);
-    assert_eq!(
-        world.tree.readdir(caller(1), fh).wait().await.unwrap_err(),
-        FsError::BadHandle
-    );
+    assert_eq!(listed(&world, fh).await.unwrap_err(), FsError::BadHandle);
     let entries = world
         .tree
         .opendir(caller(1), Ino::ROOT)
         .wait()
         .await
         .unwrap();
-    let entries = world.tree.readdir(caller(1), entries).wait().await.unwrap();
+    let entries = listed(&world, entries).await.unwrap();
     assert!(entries.iter().all(|entry| entry.kind == Kind::Directory));
     let file = world.ino("app/plain").await;
     let wrong = world.tree.opendir(caller(1), file).wait().await;
@@ -175,7 +161,7 @@ async fn a_listing_leads_where_its_names_lead_now() {
     let lists = world.asked().1;
     let app = world.ino("app").await;
     let fh = world.tree.opendir(caller(1), app).wait().await.unwrap();
-    let listed = world.tree.readdir(caller(1), fh).wait().await.unwrap();
+    let listed = listed(&world, fh).await.unwrap();
     let line = listed.iter().find(|line| line.name.as_str() == "plain");
     assert_ne!(line.unwrap().ino, plain);
     assert_eq!(line.unwrap().ino, world.ino("app/plain").await);
