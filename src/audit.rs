@@ -154,6 +154,14 @@ impl Audit {
         self.0.last_line()
     }
 
+    /// Writes what is queued and folded so far.
+    ///
+    /// # Errors
+    /// [`AuditError`] where something could not be written, or not before `deadline`.
+    pub fn flush(&self, deadline: Duration) -> Result<(), AuditError> {
+        self.0.flush(deadline)
+    }
+
     /// Writes what is queued and folded, and ends the writer. What is recorded afterwards is lost.
     ///
     /// # Errors

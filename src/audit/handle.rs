@@ -34,6 +34,8 @@ const FULL: u8 = 2;
 pub(super) enum Message {
     Access(Entry),
     Command(Event, SyncSender<Result<(), AuditError>>),
+    /// Nothing to write but what is folded, at once.
+    Flush(SyncSender<Result<(), AuditError>>),
     /// Nothing to write, but look around: the log is to be closed.
     Wake,
 }
@@ -156,10 +158,15 @@ impl Handle {
             Err(TrySendError::Full(_)) => return Err(AuditError::Slow),
             Err(TrySendError::Disconnected(_)) => return Err(AuditError::Closed),
         }
-        match answer.recv_timeout(COMMAND_DEADLINE) {
-            Ok(result) => result,
-            Err(RecvTimeoutError::Timeout) => Err(AuditError::Slow),
-            Err(RecvTimeoutError::Disconnected) => Err(AuditError::Closed),
+        answered(&answer, COMMAND_DEADLINE)
+    }
+
+    pub(super) fn flush(&self, deadline: Duration) -> Result<(), AuditError> {
+        let (done, answer) = mpsc::sync_channel(1);
+        match self.queue.try_send(Message::Flush(done)) {
+            Ok(()) => answered(&answer, deadline),
+            Err(TrySendError::Full(_)) => Err(AuditError::Slow),
+            Err(TrySendError::Disconnected(_)) => Err(AuditError::Closed),
         }
     }
 
@@ -201,6 +208,17 @@ impl Handle {
             Err(RecvTimeoutError::Timeout) => Err(AuditError::Slow),
             Err(RecvTimeoutError::Disconnected) => Err(AuditError::Closed),
         }
+    }
+}
+
+fn answered(
+    answer: &Receiver<Result<(), AuditError>>,
+    deadline: Duration,
+) -> Result<(), AuditError> {
+    match answer.recv_timeout(deadline) {
+        Ok(result) => result,
+        Err(RecvTimeoutError::Timeout) => Err(AuditError::Slow),
+        Err(RecvTimeoutError::Disconnected) => Err(AuditError::Closed),
     }
 }
 

@@ -57,6 +57,8 @@ pub(super) struct Writer {
     /// What the log has to say about itself first.
     notes: VecDeque<Note>,
     waiting: VecDeque<Waiting>,
+    /// Who waits for all of it to be written.
+    flushes: Vec<SyncSender<Result<(), AuditError>>>,
 }
 
 impl Writer {
@@ -78,6 +80,7 @@ impl Writer {
             journal: journal.to_owned(),
             notes: VecDeque::new(),
             waiting: VecDeque::new(),
+            flushes: Vec::new(),
         };
         writer.open_sink()?;
         // A full disk is no reason not to start: what follows is denied until it is written.
@@ -96,14 +99,18 @@ impl Writer {
             let now = self.shared.clock.now();
             // While nothing can be written the windows go on counting, in constant space.
             let due = now >= swept + SWEEP || open_windows == 0;
-            if closing || (due && self.sink.is_some()) {
+            let all = closing || !self.flushes.is_empty();
+            if all || (due && self.sink.is_some()) {
                 let mut entries = Vec::new();
-                let until = (!closing).then_some(now);
+                let until = (!all).then_some(now);
                 open_windows = self.shared.folds.sweep(until, &mut entries);
                 self.waiting.extend(entries.into_iter().map(access));
                 swept = now;
             }
             let result = self.write();
+            for done in self.flushes.drain(..) {
+                let _ = done.try_send(result.clone());
+            }
             if closing {
                 return result;
             }
@@ -137,6 +144,7 @@ impl Writer {
                     waiting.done = Some(done);
                     self.waiting.push_back(waiting);
                 }
+                Message::Flush(done) => self.flushes.push(done),
                 Message::Wake => {}
             }
             if self.waiting.len() >= most {
