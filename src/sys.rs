@@ -11,6 +11,7 @@ use std::path::Path;
 use std::{fmt, io};
 
 use nix::sys::inotify::{Inotify, InotifyEvent};
+use nix::sys::signal::{SigHandler, Signal};
 use tokio::io::unix::AsyncFd;
 
 mod locked_buffer;
@@ -147,7 +148,10 @@ pub fn renounce(user: Option<&User>) -> io::Result<()> {
         CapSet::Effective,
         CapSet::Permitted,
     ] {
-        caps::clear(None, set).map_err(io::Error::other)?;
+        // Who has none may have been forbidden to ask for less.
+        if !caps::read(None, set).map_err(io::Error::other)?.is_empty() {
+            caps::clear(None, set).map_err(io::Error::other)?;
+        }
     }
     Ok(())
 }
@@ -246,9 +250,17 @@ pub fn clone_connection(device: BorrowedFd<'_>, fresh: BorrowedFd<'_>) -> io::Re
 /// # Errors
 /// What the kernel says.
 pub fn die_with_parent() -> io::Result<()> {
-    Ok(nix::sys::prctl::set_pdeathsig(
-        nix::sys::signal::Signal::SIGKILL,
-    )?)
+    Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)
+}
+
+/// Ends this process at once, as this signal ends one that does not listen for it. Returns only if that fails.
+pub fn die_of(signal: Signal) -> io::Error {
+    // SAFETY: no handler is put in place, but the one that is there taken away.
+    let died = unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) };
+    let died = died.and_then(|_| nix::sys::signal::raise(signal));
+    died.map_or_else(io::Error::from, |()| {
+        io::Error::other("the signal is blocked")
+    })
 }
 
 /// The kernel's word that files have changed, which tasks can wait for.
