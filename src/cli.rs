@@ -76,7 +76,7 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
     // Values pass through the commands; only the keeper never has one, and the server sees to itself.
     if !matches!(
         cli.command,
-        Command::Mount | Command::Up { .. } | Command::Keep(_)
+        Command::Mount | Command::Up { .. } | Command::Keep(_) | Command::Premount { .. }
     ) {
         crate::sys::forbid_dumps()
             .map_err(|error| Failure::failed(format!("core dumps cannot be forbidden: {error}")))?;
@@ -158,8 +158,13 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
         }
         Command::Completions { shell } => shell::completions(output, shell),
         Command::Man { dir } => shell::man(output, dir.as_deref()),
-        Command::Serve(serve) => serve::serve(&place(file.as_deref())?, serve, &clock)
+        Command::Premount { unit } => daemon::premount(file.as_deref(), &unit, &clock),
+        Command::Serve { check } => serve::serve(&place(file.as_deref())?, check, &clock)
             .map_err(|error| session::run_failure(&error)),
+        Command::ServeHanded(handed) => {
+            serve::serve_handed(&place(file.as_deref())?, *handed, &clock)
+                .map_err(|error| session::run_failure(&error))
+        }
     }
 }
 

@@ -29,16 +29,18 @@ mod falls;
 mod lookout;
 pub mod mountpoint;
 mod passing;
+pub mod premount;
 mod process;
 pub mod runtime;
 mod serving;
+pub mod stored;
 pub mod upgrade;
 
 pub use error::KeeperError;
 use falls::{AGAIN, Falls, Next};
 use lookout::Lookout;
 use mountpoint::{Listed, MountError, Mountpoint, abort};
-use process::{End, Process};
+use process::End;
 use serving::{Held, Serving};
 
 /// What the server says when it can serve.
@@ -64,14 +66,7 @@ const KILL_DEADLINE: Duration = Duration::from_secs(2);
 /// [`KeeperError`]
 pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), KeeperError> {
     let signals = signals()?;
-    runtime::make_folder(&config.runtime, "runtime", 0o755, None)?;
-    runtime::judge(&config.runtime)?;
-    runtime::make_folder(
-        &config.state,
-        "state",
-        0o700,
-        config.user.as_ref().map(|user| user.uid),
-    )?;
+    runtime::prepare(config)?;
     let lock = runtime::lock(&config.runtime, clock)?;
     let mountpoint = Mountpoint::new(&config.mount, &config.file);
     if mountpoint.heal()? {
@@ -392,10 +387,10 @@ impl Keeper<'_> {
         let detached = self.mountpoint.detach();
         let server = serving.child.pid();
         let _ = kill(server, Signal::SIGTERM);
-        if !self.has_ended(&mut serving.child, STOP_DEADLINE) {
+        if !serving.child.ends_within(STOP_DEADLINE, self.clock) {
             tracing::warn!("the server did not end in time and is killed");
             let _ = kill(server, Signal::SIGKILL);
-            self.has_ended(&mut serving.child, KILL_DEADLINE);
+            serving.child.ends_within(KILL_DEADLINE, self.clock);
         }
         if !serving.has_gone() {
             tracing::warn!("the kernel keeps a server; who waits for it is let go");
@@ -410,18 +405,6 @@ impl Keeper<'_> {
             }
             .into()
         })
-    }
-
-    /// Waits for the server's end, which must come in time.
-    fn has_ended(&self, child: &mut Process, within: Duration) -> bool {
-        let deadline = self.clock.now() + within;
-        while child.ended().is_none() {
-            if self.clock.now() >= deadline {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        true
     }
 
     /// Our mounts at the place.

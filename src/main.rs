@@ -10,9 +10,17 @@ fn main() -> ExitCode {
     // Diagnostics go to stderr: stdout is for values and tables. A command that ends with an error says in it what its
     // audit log's trouble is; the daemon, which goes on, logs it.
     let stays = |word: OsString| {
-        ["mount", "up", "serve", "keep", "relay"]
-            .iter()
-            .any(|stays| word == *stays)
+        [
+            "mount",
+            "up",
+            "premount",
+            "serve",
+            "serve-handed",
+            "keep",
+            "relay",
+        ]
+        .iter()
+        .any(|stays| word == *stays)
     };
     let usual = match std::env::args_os().any(stays) {
         true => "info,fuser=error",

@@ -3,57 +3,63 @@
 //! [`serve`] is the server, which the keeper starts. [`direct`] wires the same parts into a command that works on the
 //! store itself because no daemon serves the config.
 
-use std::collections::{BTreeMap, HashMap};
-use std::io::{self, Write};
+use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::access::{Access, Authority};
-use crate::audit::{Audit, AuditError};
-use crate::backend::Backend;
+use crate::access::Authority;
+use crate::audit::AuditError;
 use crate::backend::store::identity::{self, Identity, IdentityError, Prompt};
 use crate::backend::store::{Store, StoreError};
-use crate::cache::{Cache, Times};
 use crate::caller::procfs::Procfs;
 use crate::clock::Clock;
-use crate::config::accounts::System;
-use crate::config::{Config, ConfigErrors, OfflineConfig, StoreConfig};
-use crate::control::handler::{Handler, Parts};
+use crate::config::{Config, ConfigErrors, StoreConfig};
+use crate::control::handler::Handler;
 use crate::control::server::{self, Limits};
-use crate::events::Events;
-use crate::fs::{Catalogue, Ledger, Tree, Unfit};
-use crate::fuse::{Session, may_resend};
-use crate::keeper;
-use crate::secret::{Name, SealedMemory, SecretBytes};
+use crate::fs::{Ledger, Unfit};
+use crate::fuse::Session;
+use crate::keeper::mountpoint::Mountpoint;
+use crate::keeper::stored::NotStored;
+use crate::secret::{Name, SealedMemory};
 use crate::signal::Signals;
 use crate::sys;
 
 mod backends;
 mod daemon;
 mod handover;
+mod holder;
 mod offline;
 mod revocations;
 mod state;
+mod stored;
 mod watch;
+mod wired;
 
-use backends::{open_stores, vaults};
+use backends::open_stores;
 use daemon::Running;
 use handover::{Handover, Survived};
-use offline::Offline;
+pub use holder::Holder;
+use holder::Wish;
 pub use revocations::read as kept_revocations;
+use stored::{await_unmount, gone, watchdog};
+pub use stored::{fits, serve_stored};
 use watch::Print;
+use wired::{Wired, times};
 
 /// How long the end may take: what is under way is answered, the audit log is written out.
 const DRAIN: Duration = Duration::from_secs(2);
+/// Whatever the server before has died of, one that serves this long has come further.
+const CAME_FURTHER: Duration = Duration::from_millis(500);
 /// What the threads are called on which tasks run.
 const TASKS: &str = "task";
 /// How often users and groups are looked up that were not known.
@@ -99,6 +105,21 @@ pub enum RunError {
         "what the server before has left of open files is of no use: {0}: they have to be opened anew"
     )]
     Unfit(#[from] Unfit),
+    /// What systemd holds is of no use.
+    #[error(transparent)]
+    Stored(#[from] NotStored),
+    /// It runs as somebody else than the config says.
+    #[error(
+        "{}: `user` is {user}, and systemd has started the server as uid {is}: name the same user with `User=` in a drop-in (`systemctl edit secretfs`)", .file.display()
+    )]
+    User {
+        /// The config.
+        file: PathBuf,
+        /// Whom it names.
+        user: String,
+        /// Who it is.
+        is: sys::Uid,
+    },
     /// The kernel refuses something that the server cannot do without.
     #[error("the server: {what}: {why}")]
     System {
@@ -114,12 +135,13 @@ impl RunError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Backend { .. } => 2,
+            Self::Config(_) | Self::Backend { .. } | Self::User { .. } => 2,
             Self::Identity(_)
             | Self::Store(_)
             | Self::Audit(_)
             | Self::File { .. }
             | Self::Unfit(_)
+            | Self::Stored(_)
             | Self::System { .. } => 1,
         }
     }
@@ -136,11 +158,11 @@ pub struct Inherited {
     pub device: OwnedFd,
     /// The top of the mount, by way of one that can be written to.
     pub writable: Option<OwnedFd>,
-    /// Where the server tells the keeper how it is.
-    pub word: OwnedFd,
+    /// Who holds the mount, and hears how the server is.
+    pub holder: Holder,
     /// The control socket, listening.
     pub control: OwnedFd,
-    /// The identity file of each store, unread.
+    /// The identity file of each store, unread, where the server may not open it itself.
     pub identities: BTreeMap<Name, OwnedFd>,
     /// For each store the memory for the key of a sealed identity.
     pub keys: BTreeMap<Name, OwnedFd>,
@@ -154,11 +176,12 @@ pub struct Inherited {
     pub user: Option<sys::User>,
 }
 
-/// The server: serves until the keeper or the kernel ends it.
+/// The server: serves until the keeper, systemd or the kernel ends it.
 ///
 /// # Errors
 /// [`RunError`], before the server is ready or when the mount is lost.
 pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), RunError> {
+    let mut holder = inherited.holder;
     // The keeper blocks the signals that it reads, and a child inherits that.
     SigSet::empty()
         .thread_set_mask()
@@ -169,7 +192,9 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     // First of all, before anything is read that somebody else wrote.
     sys::renounce(inherited.user.as_ref()).map_err(RunError::system("giving up privileges"))?;
     sys::forbid_dumps().map_err(RunError::system("forbidding core dumps"))?;
-    sys::die_with_parent().map_err(RunError::system("dying with the keeper"))?;
+    if !holder.is_systemd() {
+        sys::die_with_parent().map_err(RunError::system("dying with the keeper"))?;
+    }
     contain_panics();
     Procfs::default()
         .check()
@@ -177,10 +202,20 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
 
     let file = Print::of(config);
     let config = Config::load(config)?;
+    let mountpoint = Mountpoint::new(&config.mount, &config.file);
     let stores = open_stores(&config, inherited.identities, inherited.keys, clock)?;
-    let (ledger, known) = Ledger::open(inherited.ledger).inspect_err(|_| {
-        let _ = nix::unistd::write(&inherited.word, &keeper::LAST);
-    })?;
+    let opened = Ledger::open(inherited.ledger).and_then(|(ledger, known)| {
+        if holder.is_systemd() {
+            ledger.begins()?;
+        }
+        Ok((ledger, known))
+    });
+    let (ledger, known) = opened.inspect_err(|_| holder.last())?;
+    let device = match &known {
+        None => inherited.device,
+        Some(known) => holder.renew(inherited.device, known.negotiated)?,
+    };
+    let holder = Arc::new(holder);
     let taken_over = SealedMemory::take_over(inherited.values, inherited.values_key);
     let (memory, left) = taken_over.map_err(RunError::system("the memory for values"))?;
     let epoch = state::next_epoch(&config.state)?;
@@ -188,10 +223,6 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let kept = (memory, ledger);
     let wired = Wired::new(&config, stores, Authority::Policy, epoch, kept, clock)?;
     wired.tree.access().replace_revocations(revocations);
-    let mut word = UnixStream::from(inherited.word);
-    let ending = word
-        .try_clone()
-        .map_err(RunError::system("the keeper's socket"))?;
     let runtime = runtime()?;
     let handle = runtime.handle().clone();
     let broker = config.signals.clone();
@@ -214,11 +245,19 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let access = wired.tree.access();
     wired.cache.forget(|path| access.is_revoked(path));
     let kept = offline.clone();
-    let running = Running::new(config, file, &wired, signals, kept, (ending, handle), clock);
+    let running = Running::new(
+        config,
+        file,
+        &wired,
+        signals,
+        kept,
+        (Arc::clone(&holder), handle),
+        clock,
+    );
     let running = Arc::new(running);
 
     let tree = Arc::clone(&wired.tree);
-    let mount = (inherited.device, inherited.writable);
+    let mount = (device, inherited.writable);
     let session = match taken_over {
         None => Session::start(tree, mount, runtime.handle().clone()),
         Some((agreed, unfinished)) => {
@@ -228,31 +267,27 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         }
     };
     let session = session.map_err(RunError::system("the FUSE session"))?;
-    let agreed = wired.tree.ledger().agreed_on();
-    let ready = match agreed.is_some_and(may_resend) {
-        true => keeper::READY,
-        false => keeper::READY_WITHOUT_RESEND,
-    };
+    let ledger = Arc::clone(wired.tree.ledger());
     let audit = wired.audit.clone();
     let lookup = Arc::new(Procfs::default());
     let (tree, cache) = (Arc::clone(&wired.tree), Arc::clone(&wired.cache));
     let handler = Arc::new(wired.handler(Some(running.clone())));
     let listener = UnixListener::from(inherited.control);
-    let served = runtime.block_on(async {
+    let served: io::Result<End> = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hang_up = signal(SignalKind::hangup())?;
         // Ctrl-C reaches the whole foreground group; the keeper answers it and ends us in order.
         let mut interrupt = signal(SignalKind::interrupt())?;
         // So does Ctrl-Z, which would leave every reader waiting. Who listens for a signal is not stopped by it.
         let _deaf = signal(SignalKind::from_raw(libc::SIGTSTP))?;
-        let (end, ended) = oneshot::channel::<()>();
-        let shutdown = async { drop(ended.await) };
+        let (shutdown, shut) = oneshot::channel::<()>();
+        let shut = async { drop(shut.await) };
         let control = tokio::spawn(server::serve(
             listener,
             handler,
             lookup,
             Limits::default(),
-            shutdown,
+            shut,
         ));
         let (watching, looking) = (Arc::clone(&running), Arc::clone(&running));
         tokio::spawn(async move {
@@ -271,23 +306,44 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
             tokio::spawn(Arc::clone(offline).run());
         }
         let mut lost = await_end(session)?;
+        let mut unmounted = None;
+        if holder.is_systemd() {
+            unmounted = Some(await_unmount(mountpoint)?);
+            tokio::spawn(watchdog());
+            let ledger = Arc::clone(&ledger);
+            tokio::spawn(async move {
+                tokio::time::sleep(CAME_FURTHER).await;
+                ledger.goes_well();
+            });
+        }
         let mut accounts = tokio::time::interval(ACCOUNT_FILES);
         accounts.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        word.write_all(&ready)?;
-        let why = loop {
+        holder.ready(ledger.agreed_on())?;
+        let end = loop {
             tokio::select! {
-                _ = terminate.recv() => break Ok(()),
+                // Whoever restarts it wants what there is to go on; whoever does not leaves nobody to go on with it.
+                _ = terminate.recv() => break match holder.is_systemd() {
+                    true => End::Here,
+                    false => End::ForGood(Ok(())),
+                },
+                wish = holder.wish() => break match wish {
+                    Wish::End => End::ForGood(Ok(())),
+                    Wish::Become(program) => End::As(program),
+                },
                 _ = interrupt.recv() => {}
                 _ = hang_up.recv() => running.reload_in_background(),
                 _ = accounts.tick() => running.look_up_accounts_in_background(),
-                ended = &mut lost => break ended.map_err(io::Error::other).flatten(),
+                () = gone(&mut unmounted) => break End::ForGood(holder.judge(Ok(()))),
+                ended = &mut lost => break End::ForGood(holder.judge(ended.map_err(io::Error::other).flatten())),
             }
         };
-        // What there was goes now.
-        let _ = word.write_all(&keeper::LAST);
+        if let End::ForGood(_) = end {
+            // What there was goes now.
+            holder.last();
+        }
         listening.abort();
         broker.abort();
-        drop(end);
+        drop(shutdown);
         tending.abort();
         handing.abort();
         // Nothing is written after what is forgotten below.
@@ -298,15 +354,46 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
             drop(tokio::time::timeout(DRAIN, last).await);
         }
         let control = tokio::time::timeout(DRAIN, control);
-        let (_, ()) = tokio::join!(control, cache.end(DRAIN));
-        handover.forget();
-        why
+        if let End::ForGood(_) = end {
+            let (_, ()) = tokio::join!(control, cache.end(DRAIN));
+            handover.forget();
+        } else {
+            drop(control.await);
+            handover.write();
+        }
+        Ok(end)
     });
-    if let Err(error) = audit.close(DRAIN) {
+    let end = served.unwrap_or_else(|why| End::ForGood(Err(why)));
+    if let End::ForGood(why) = end {
+        if let Err(error) = audit.close(DRAIN) {
+            tracing::error!(%error, "the audit log was not written to its end");
+        }
+        runtime.shutdown_timeout(DRAIN);
+        return why.map_err(RunError::system("serving"));
+    }
+    // Readers are answered until the very end. Whom that meets is answered by the next one.
+    if let Err(error) = audit.flush(DRAIN) {
         tracing::error!(%error, "the audit log was not written to its end");
     }
-    runtime.shutdown_timeout(DRAIN);
-    served.map_err(RunError::system("serving"))
+    match end {
+        End::As(program) => {
+            let why = holder.become_program(&program);
+            Err(RunError::system("becoming another release")(why))
+        }
+        End::Here | End::ForGood(_) => {
+            Err(RunError::system("ending")(sys::die_of(Signal::SIGTERM)))
+        }
+    }
+}
+
+/// How a server ends.
+enum End {
+    /// Nobody goes on where it ends.
+    ForGood(io::Result<()>),
+    /// Another one may.
+    Here,
+    /// This program does, in its place.
+    As(PathBuf),
 }
 
 /// Says when the mount is gone. On a thread of its own: the runtime's end would wait for one of its own.
@@ -356,121 +443,6 @@ pub fn runtime() -> Result<Runtime, RunError> {
         .enable_all()
         .build()
         .map_err(RunError::system("starting threads"))
-}
-
-/// The parts, put together.
-struct Wired {
-    memory: Arc<SealedMemory>,
-    cache: Arc<Cache>,
-    tree: Arc<Tree>,
-    stores: BTreeMap<Name, Store>,
-    audit: Audit,
-    parts: AuditParts,
-    unknown: Vec<String>,
-    clock: Clock,
-}
-
-struct AuditParts {
-    target: crate::config::AuditTarget,
-    key: SecretBytes,
-}
-
-impl Wired {
-    fn new(
-        config: &Config,
-        stores: BTreeMap<Name, Store>,
-        authority: Authority,
-        epoch: u32,
-        (memory, ledger): (Arc<SealedMemory>, Arc<Ledger>),
-        clock: &Clock,
-    ) -> Result<Self, RunError> {
-        let key = match stores.values().next() {
-            Some(store) => store.audit_key(),
-            None => state::audit_key(&config.state)?,
-        };
-        let audit = Audit::start(&config.audit, &key, clock.clone())?;
-        let (policy, unknown) = config.policy(&System);
-        let lookup = Arc::new(Procfs::default());
-        let full = config.audit.full_detail;
-        let events = Events::new(clock.clone());
-        let access = Access::new(
-            authority,
-            policy,
-            lookup,
-            audit.clone(),
-            full,
-            clock.clone(),
-        );
-        let access = Arc::new(access.with_events(events.clone()));
-        let backend = |(name, store): (&Name, &Store)| -> (Name, Arc<dyn Backend>) {
-            (name.clone(), Arc::new(store.clone()))
-        };
-        let mut backends: HashMap<Name, Arc<dyn Backend>> = stores.iter().map(backend).collect();
-        for (name, vault) in vaults(config, clock)? {
-            backends.insert(name, Arc::new(vault));
-        }
-        let cache = Cache::new(
-            backends,
-            times(config),
-            epoch,
-            Arc::clone(&memory),
-            clock.clone(),
-        );
-        let mut seed = [0; 8];
-        aws_lc_rs::rand::fill(&mut seed)
-            .map_err(|_| RunError::system("randomness")(io::Error::other("there is none")))?;
-        let cache = cache.with_jitter(u64::from_ne_bytes(seed));
-        let cache = Arc::new(cache.with_events(events));
-        let catalogue = Catalogue::new(config, &System);
-        let tree = Tree::new(
-            catalogue,
-            access,
-            Arc::clone(&cache),
-            ledger,
-            clock.timestamp(),
-        );
-        let parts = AuditParts {
-            target: config.audit.target.clone(),
-            key,
-        };
-        let unknown = unknown.iter().map(ToString::to_string).collect();
-        Ok(Self {
-            memory,
-            cache,
-            tree,
-            stores,
-            audit,
-            parts,
-            unknown,
-            clock: clock.clone(),
-        })
-    }
-
-    fn offline(&self, config: Option<&OfflineConfig>) -> Option<Arc<Offline>> {
-        let (config, store) = (config?, self.stores.values().next()?);
-        Some(Arc::new(Offline::new(config, store.clone(), self)))
-    }
-
-    fn handler(self, daemon: Option<Arc<dyn crate::control::handler::Daemon>>) -> Handler {
-        Handler::new(Parts {
-            tree: self.tree,
-            cache: self.cache,
-            stores: self.stores,
-            audit: self.audit,
-            audit_target: self.parts.target,
-            audit_key: self.parts.key,
-            lookup: Arc::new(Procfs::default()),
-            daemon,
-            clock: self.clock,
-        })
-    }
-}
-
-fn times(config: &Config) -> Times {
-    Times {
-        ttl: config.cache.ttl,
-        timeout: config.cache.timeout,
-    }
 }
 
 /// A panic ends one task, whose request fails. That of any other thread ends the server, which the keeper starts again:

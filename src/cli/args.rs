@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cli::keep::Keep;
 use crate::cli::relay::Relay;
-use crate::cli::serve::Serve;
+use crate::cli::serve::Handed;
 use crate::control::Failure;
 
 const EXIT_CODES: &str = "\
@@ -342,9 +342,25 @@ secretfs relay --backend vault --audit-file /var/log/vault/audit.log
         /// The folder
         dir: Option<PathBuf>,
     },
+    /// Mount for systemd, which holds the mount from then on
+    ///
+    /// What the unit `secretfs.service` runs as root before the server, for some milliseconds. A mount that systemd holds
+    /// already is left alone. Where systemd does not start the daemon, `secretfs mount` does all of this.
+    #[command(after_help = examples("ExecStartPre=+/usr/bin/secretfs premount %n"))]
+    Premount {
+        /// The unit that is started
+        unit: String,
+    },
+    /// Serve what systemd holds since `secretfs premount`: what the unit runs
+    #[command(hide = true)]
+    Serve {
+        /// Only say what this release writes down of a mount, if it could serve
+        #[arg(long)]
+        check: bool,
+    },
     /// What the keeper starts: serves a mount that it was handed
     #[command(hide = true)]
-    Serve(Serve),
+    ServeHanded(Box<Handed>),
     /// What the keeper of another release becomes: keeps what it has handed over
     #[command(hide = true)]
     Keep(Box<Keep>),

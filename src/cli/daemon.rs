@@ -1,5 +1,7 @@
 //! mount, unmount, reload: the daemon's life.
 
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::cli::session::Session;
@@ -8,7 +10,7 @@ use crate::config::Config;
 use crate::control::answers::{DaemonStatus, Reloaded, Status};
 use crate::control::{Failure, Kind, Request};
 use crate::keeper::mountpoint::Mountpoint;
-use crate::keeper::{self, KeeperError};
+use crate::keeper::{self, KeeperError, premount};
 
 /// How long a daemon may take to end.
 const END: Duration = Duration::from_secs(15);
@@ -17,6 +19,15 @@ const UPGRADE: Duration = Duration::from_secs(15);
 
 pub(crate) fn mount(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), Failure> {
     keeper::run(config, clock, ready).map_err(|error| keeper_failure(&error))
+}
+
+pub(crate) fn premount(file: Option<&Path>, unit: &str, clock: &Clock) -> Result<(), Failure> {
+    // A config that cannot be used is no reason to end here: the server says what is wrong with it, and is not started again.
+    let Ok(config) = super::place(file).and_then(|place| super::load(&place)) else {
+        return Ok(());
+    };
+    let mounted = premount::premount(&config, unit, clock);
+    mounted.map(drop).map_err(|error| keeper_failure(&error))
 }
 
 pub(super) fn keeper_failure(error: &KeeperError) -> Failure {
@@ -46,8 +57,8 @@ pub(crate) fn unmount(session: &mut Session) -> Result<(), Failure> {
             return Err(failure);
         }
         let deadline = session.clock.now() + END;
-        // The keeper takes the socket away when everything else is gone.
-        while session.socket().exists() {
+        // The keeper takes the socket away when everything else is gone; systemd leaves one that nobody listens to.
+        while UnixStream::connect(session.socket()).is_ok() {
             if session.clock.now() >= deadline {
                 return Err(Failure::failed(format!(
                     "{}: the daemon was told to end, and has not within {} s: see its log, and who holds files open there (`fuser -m`)",
@@ -92,16 +103,27 @@ pub(crate) fn upgrade(session: &mut Session) -> Result<(), Failure> {
     // Whoever takes over ends the server that was asked before it can answer.
     let asked: Result<Option<()>, Failure> =
         session.ask_within(&Request::Upgrade {}, Some(UPGRADE));
-    // What was said first says more.
-    required(session).map_err(|failure| asked.clone().err().unwrap_or(failure))?;
-    let now = running(session)?;
-    if now.pid == before.pid {
-        asked?;
-        return Err(Failure::failed(format!(
-            "nobody took over within {} s: see the daemon's log",
-            UPGRADE.as_secs()
-        )));
-    }
+    let now = loop {
+        // Whoever is ending may not answer any more.
+        let now = required(session).and_then(|()| running(session));
+        let another = |now: &DaemonStatus| (now.pid, now.since) != (before.pid, before.since);
+        match now {
+            Ok(now) if another(&now) => break now,
+            // What was said first says more.
+            Ok(_) => drop(asked.clone()?),
+            Err(failure) if session.clock.now() >= began + UPGRADE => {
+                return Err(asked.err().unwrap_or(failure));
+            }
+            Err(_) => {}
+        }
+        if session.clock.now() >= began + UPGRADE {
+            return Err(Failure::failed(format!(
+                "nobody took over within {} s: see the daemon's log",
+                UPGRADE.as_secs()
+            )));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
     let took = session.clock.now().saturating_duration_since(began);
     if session.output.json {
         let answer = serde_json::json!({ "before": before.release, "now": now.release });

@@ -1,18 +1,20 @@
-//! `serve`, which only the keeper calls: the descriptors that it hands over, by their numbers.
+//! `serve`, which systemd calls, and `serve-handed`, which only the keeper calls: with the descriptors that it hands over, by
+//! their numbers.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::str::FromStr;
 
 use crate::clock::Clock;
-use crate::run::{self, Inherited, RunError};
+use crate::run::{self, Holder, Inherited, RunError};
 use crate::secret::Name;
 use crate::sys::{self, Gid, Uid};
 
 /// What the keeper hands over.
 #[derive(Debug, clap::Args)]
-pub struct Serve {
+pub struct Handed {
     /// /dev/fuse, mounted
     #[arg(long)]
     device: i32,
@@ -85,15 +87,30 @@ impl FromStr for UserArg {
     }
 }
 
-/// Serves until the end.
+/// Serves what systemd holds until the end; or only says what this release writes down of a mount.
 ///
 /// # Errors
 /// [`RunError`]
-pub fn serve(config: &Path, serve: Serve, clock: &Clock) -> Result<(), RunError> {
+pub fn serve(config: &Path, check: bool, clock: &Clock) -> Result<(), RunError> {
+    if !check {
+        return run::serve_stored(config, clock);
+    }
+    let said = writeln!(std::io::stdout(), "{}", run::fits(config)?);
+    said.map_err(|why| RunError::System {
+        what: "saying so",
+        why,
+    })
+}
+
+/// Serves what the keeper hands over until the end.
+///
+/// # Errors
+/// [`RunError`]
+pub fn serve_handed(config: &Path, serve: Handed, clock: &Clock) -> Result<(), RunError> {
     let inherited = Inherited {
         device: adopt(serve.device)?,
         writable: serve.writable.map(adopt).transpose()?,
-        word: adopt(serve.word)?,
+        holder: Holder::keeper(adopt(serve.word)?),
         control: adopt(serve.control)?,
         identities: adopt_named(serve.identity)?,
         keys: adopt_named(serve.key)?,

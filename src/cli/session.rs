@@ -315,11 +315,12 @@ pub fn understand<T: DeserializeOwned>(json: serde_json::Value) -> Result<T, Fai
 #[must_use]
 pub fn run_failure(error: &RunError) -> Failure {
     let kind = match error {
-        RunError::Config(_) | RunError::Backend { .. } => Kind::Usage,
+        RunError::Config(_) | RunError::Backend { .. } | RunError::User { .. } => Kind::Usage,
         RunError::Identity(_) | RunError::Store(_) => Kind::Unavailable,
         RunError::Audit(_)
         | RunError::File { .. }
         | RunError::Unfit(_)
+        | RunError::Stored(_)
         | RunError::System { .. } => Kind::Failed,
     };
     Failure::new(kind, error.to_string())

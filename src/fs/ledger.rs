@@ -46,6 +46,10 @@ const MISSING: usize = 64;
 const MINOR: usize = 72;
 const FLAGS: [usize; 2] = [80, 88];
 const NEXT: usize = 96;
+const FALLS: usize = 104;
+
+/// So many servers may die right after they had begun, one after the other.
+const IN_A_ROW: u64 = 5;
 
 /// What comes before the text of a line: its length with a mark, the check, its numbers.
 const HEAD: usize = (2 + Number::MOST) * SharedMemory::WORD;
@@ -70,6 +74,9 @@ pub enum Unfit {
     /// It was written by another release.
     #[error("another release has written it")]
     Layout,
+    /// One server after the other has died of what it found.
+    #[error("too many servers in a row have died right after they had begun with it")]
+    Deadly,
     /// There was no room for everything.
     #[error("not everything had room in it")]
     Incomplete,
@@ -176,6 +183,12 @@ impl Ledger {
         })
     }
 
+    /// What the memory of this release begins with. Another release that says the same can go on with it.
+    #[must_use]
+    pub fn layout() -> &'static str {
+        std::str::from_utf8(&LAYOUT).unwrap_or_default().trim_end()
+    }
+
     fn over(memory: Option<SharedMemory>, free: Free) -> Arc<Self> {
         Arc::new(Self {
             memory,
@@ -196,6 +209,27 @@ impl Ledger {
         for (at, number) in [(first, low), (second, high), (MINOR, negotiated.minor)] {
             self.put(at, checked(at, number.into()));
         }
+    }
+
+    /// Counts a server that begins, where nobody else counts.
+    ///
+    /// # Errors
+    /// [`Unfit::Deadly`] if too many before it did not come as far as to [`Ledger::goes_well`].
+    pub fn begins(&self) -> Result<(), Unfit> {
+        let falls = self.memory.as_ref().and_then(|memory| word(memory, FALLS));
+        let falls = falls
+            .and_then(|falls| number(FALLS, falls))
+            .unwrap_or_default();
+        if falls > IN_A_ROW {
+            return Err(Unfit::Deadly);
+        }
+        self.put(FALLS, checked(FALLS, falls + 1));
+        Ok(())
+    }
+
+    /// This server has come further than to what the one before may have died of.
+    pub fn goes_well(&self) {
+        self.put(FALLS, checked(FALLS, 0));
     }
 
     /// What was agreed on with the kernel, if that is so far.

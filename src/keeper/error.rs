@@ -33,6 +33,14 @@ pub enum KeeperError {
     /// The server could not be started.
     #[error("the server could not be started: {0}")]
     Start(io::Error),
+    /// Whoever calls `premount` is not systemd.
+    #[error("premount is for systemd's unit, as in systemd/secretfs.service: run `secretfs mount`")]
+    NoUnit,
+    /// systemd does not hear, or does not answer.
+    #[error(
+        "systemd: {0}: see `journalctl -u secretfs`, and NotifyAccess= and FileDescriptorStoreMax= in the unit"
+    )]
+    Systemd(io::Error),
     /// The server ended before it was ready, and has said why.
     #[error("the server did not become ready")]
     NotReady(u8),
@@ -48,10 +56,12 @@ impl KeeperError {
         match self {
             Self::NotReady(code) => *code,
             Self::Identity(_) => 5,
+            Self::NoUnit => 2,
             Self::Mount(_)
             | Self::Locked(_)
             | Self::File { .. }
             | Self::Start(_)
+            | Self::Systemd(_)
             | Self::System(_) => 1,
         }
     }

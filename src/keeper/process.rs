@@ -1,10 +1,13 @@
 //! A child, whoever has started it: this program or the release of it that was here before an upgrade.
 
 use std::process::Child;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+
+use crate::clock::Clock;
 
 /// How a process has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +46,18 @@ impl Process {
             };
         }
         self.ended
+    }
+
+    /// Waits for its end. False if it does not come in time.
+    pub(super) fn ends_within(&mut self, within: Duration, clock: &Clock) -> bool {
+        let deadline = clock.now() + within;
+        while self.ended().is_none() {
+            if clock.now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
     }
 }
 

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::clock::Clock;
+use crate::config::Config;
 use crate::control;
 use crate::keeper::KeeperError;
 use crate::sys::Uid;
@@ -74,6 +75,17 @@ pub(super) fn judge_file(path: &Path) -> Result<(), Suspect> {
     Ok(())
 }
 
+/// Makes the folders of a config that are not there yet, and judges the runtime folder.
+///
+/// # Errors
+/// [`KeeperError::File`]
+pub(super) fn prepare(config: &Config) -> Result<(), KeeperError> {
+    make_folder(&config.runtime, "runtime", 0o755, None)?;
+    judge(&config.runtime)?;
+    let owner = config.user.as_ref().map(|user| user.uid);
+    make_folder(&config.state, "state", 0o700, owner)
+}
+
 /// Takes the lock of a config, waiting as long as a command may take.
 ///
 /// # Errors
@@ -133,7 +145,7 @@ pub(super) fn listen(runtime: &Path) -> Result<UnixListener, KeeperError> {
 }
 
 /// Makes a folder that is not there, for `owner`.
-pub(super) fn make_folder(
+fn make_folder(
     path: &Path,
     key: &'static str,
     mode: u32,

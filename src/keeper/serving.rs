@@ -189,7 +189,10 @@ impl Keeper<'_> {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("secretfs");
         // As it was named, so that the server follows its links again at each reload.
-        command.arg("--config").arg(&self.config.named).arg("serve");
+        command
+            .arg("--config")
+            .arg(&self.config.named)
+            .arg("serve-handed");
         let mut passing = Passing::default();
         if let Some(user) = &self.config.user {
             let user = format!("{}:{}:{}", user.uid, user.gid, user.name);

@@ -26,6 +26,7 @@ use super::{END, KILL_DEADLINE, Keeper, KeeperError, LAST, mountinfo, runtime, s
 use crate::backend::store::identity;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::fs::Ledger;
 use crate::secret::Name;
 use crate::sys::SecretMemory;
 
@@ -160,7 +161,7 @@ impl Keeper<'_> {
     /// Has another server go on where this one is. `None` if somebody wants an end instead.
     fn replace(&self, mut serving: Serving) -> Result<Option<Serving>, KeeperError> {
         let _ = kill(serving.child.pid(), Signal::SIGKILL);
-        serving.stuck = !self.has_ended(&mut serving.child, KILL_DEADLINE);
+        serving.stuck = !serving.child.ends_within(KILL_DEADLINE, self.clock);
         let mut said = Vec::new();
         // Until its end, or as far as it has come.
         let _ = (&serving.word).read_to_end(&mut said);
@@ -244,48 +245,88 @@ impl Keeper<'_> {
 
     /// Asks the other release whether it could. The server goes on meanwhile; its death, and who wants an end, come first.
     fn check(&self, command: &mut Command, serving: &mut Serving) -> Result<(), String> {
-        let command = command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = command
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|why| format!("it does not start: {why}"))?;
-        let (yes, why) = (child.stdout.take(), child.stderr.take());
-        let mut process = Process::from(child);
-        let deadline = self.clock.now() + CHECK_DEADLINE;
-        let hindrance = loop {
-            if process.ended().is_some() {
-                break None;
-            }
+        let meanwhile = || {
             while let Some(signal) = self.signal().map_err(|why| why.to_string())? {
                 serving.heard(signal);
             }
-            if serving.stop || serving.child.ended().is_some() {
-                break Some("the daemon ends, or its server has died");
+            match serving.stop || serving.child.ended().is_some() {
+                true => Err("the daemon ends, or its server has died".to_owned()),
+                false => Ok(()),
             }
-            if self.clock.now() >= deadline {
-                break Some("it does not say in time whether it can take over");
-            }
-            std::thread::sleep(Duration::from_millis(5));
         };
-        if let Some(hindrance) = hindrance {
-            let _ = kill(process.pid(), Signal::SIGKILL);
-            self.has_ended(&mut process, KILL_DEADLINE);
-            return Err(hindrance.to_owned());
+        match ask(command, self.clock, meanwhile)?.trim() {
+            YES => Ok(()),
+            _ => Err("it does not say that it can take over".to_owned()),
         }
-        let yes = yes.map(|yes| said(yes.into())).unwrap_or_default();
-        if process.ended() == Some(process::End::Code(0)) && yes.trim() == YES {
-            return Ok(());
+    }
+}
+
+/// What another release says when asked whether it could take over; `meanwhile` may end the wait for it.
+fn ask(
+    command: &mut Command,
+    clock: &Clock,
+    mut meanwhile: impl FnMut() -> Result<(), String>,
+) -> Result<String, String> {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|why| format!("it does not start: {why}"))?;
+    let (yes, why) = (child.stdout.take(), child.stderr.take());
+    let mut process = Process::from(child);
+    let deadline = clock.now() + CHECK_DEADLINE;
+    let hindrance = loop {
+        if process.ended().is_some() {
+            break None;
         }
-        let why = why.map(|why| said(why.into())).unwrap_or_default();
-        Err(format!(
-            "it cannot take over: {}",
-            why.trim().replace('\n', "; ")
-        ))
+        if let Err(hindrance) = meanwhile() {
+            break Some(hindrance);
+        }
+        if clock.now() >= deadline {
+            break Some("it does not say in time whether it can take over".to_owned());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    if let Some(hindrance) = hindrance {
+        let _ = kill(process.pid(), Signal::SIGKILL);
+        process.ends_within(KILL_DEADLINE, clock);
+        return Err(hindrance);
+    }
+    if process.ended() == Some(process::End::Code(0)) {
+        return Ok(yes.map(|yes| said(yes.into())).unwrap_or_default());
+    }
+    let why = why.map(|why| said(why.into())).unwrap_or_default();
+    Err(format!(
+        "it cannot take over: {}",
+        why.trim().replace('\n', "; ")
+    ))
+}
+
+/// The program that stands where this one was started from, if it says that its server could go on where ours ends.
+///
+/// # Errors
+/// Why not.
+pub fn follower(config: &Path, clock: &Clock) -> Result<PathBuf, String> {
+    let program = program().map_err(|why| format!("the program's own file: {why}"))?;
+    runtime::judge_file(&program).map_err(|why| why.to_string())?;
+    let mut command = Command::new(&program);
+    command
+        .arg("--config")
+        .arg(config)
+        .args(["serve", "--check"]);
+    let said = ask(&mut command, clock, || Ok(()))
+        .map_err(|why| format!("{}: {why}", program.display()))?;
+    match said.trim() == Ledger::layout() {
+        true => Ok(program),
+        false => Err(format!(
+            "{}: it writes down differently what the kernel knows, which takes a restart on a fresh mount: `secretfs unmount`, then `systemctl start secretfs`",
+            program.display()
+        )),
     }
 }
 
 /// What a program that has ended has said. Who holds the other end still is not waited for.
-fn said(pipe: OwnedFd) -> String {
+pub(super) fn said(pipe: OwnedFd) -> String {
     let mut text = vec![0; SAID];
     let flags = fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
     let read = flags.and_then(|_| nix::unistd::read(&pipe, &mut text));

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::RunError;
-use crate::backend::store::identity::{self, Identity, IdentityError, Prompt, Protection};
+use crate::backend::store::identity::{self, Identity, Prompt, Protection};
 use crate::backend::store::{Store, StoreError};
 use crate::backend::vault::Vault;
 use crate::clock::Clock;
@@ -39,12 +39,15 @@ pub(super) fn open_stores(
 ) -> Result<BTreeMap<Name, Store>, RunError> {
     let open = |(name, store): (&Name, &StoreConfig)| {
         let place = identity::locate(store.identity.as_deref())?;
-        let file = identities.remove(name).ok_or(IdentityError::Nowhere)?;
+        let file = match identities.remove(name) {
+            Some(file) => file.into(),
+            None => identity::open(&place)?,
+        };
         let memory = keys.remove(name).map(SecretMemory::map).transpose();
         let memory = memory.map_err(RunError::system("the memory for the identity"))?;
         Ok((
             name.clone(),
-            open_store(store, &place, file.into(), memory.as_ref(), clock)?,
+            open_store(store, &place, file, memory.as_ref(), clock)?,
         ))
     };
     config.stores().map(open).collect()

@@ -1,7 +1,5 @@
 //! The running server as commands see it: what can be reloaded, ended and shown.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
@@ -10,6 +8,7 @@ use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::holder::Holder;
 use super::offline::Offline;
 use super::watch::Print;
 use super::{ACCOUNTS, Wired, revocations, times};
@@ -21,16 +20,11 @@ use crate::config::changes::changes;
 use crate::control::answers::{OfflineStatus, Reloaded};
 use crate::control::handler::Daemon;
 use crate::fs::{Catalogue, Tree};
-use crate::keeper;
 use crate::secret::Name;
 use crate::signal::{BrokerReport, Report, Signals};
 
 /// How long a reload waits until open handles are checked again. New opens and reads follow the new rules in any case.
 const ENFORCED: Duration = Duration::from_secs(2);
-
-/// How long the keeper may take to find out that no other release can take over, and how much it may say of that.
-const UPGRADE: Duration = Duration::from_secs(13);
-const LONGEST: u64 = 8192;
 
 /// Where `useradd` and its like leave their traces.
 const ACCOUNT_FILES: [&str; 2] = ["/etc/passwd", "/etc/group"];
@@ -47,7 +41,7 @@ pub(super) struct Running {
     unknown: Mutex<Vec<String>>,
     /// Whether the config asks for its file to be watched.
     watched: watch::Sender<bool>,
-    ending: Mutex<UnixStream>,
+    holder: Arc<Holder>,
     /// Held while another release is asked whether it can take over.
     upgrading: Mutex<()>,
     state: PathBuf,
@@ -80,7 +74,7 @@ impl Running {
         wired: &Wired,
         signals: Signals,
         offline: Option<Arc<Offline>>,
-        (ending, runtime): (UnixStream, Handle),
+        (holder, runtime): (Arc<Holder>, Handle),
         clock: &Clock,
     ) -> Self {
         Self {
@@ -98,7 +92,7 @@ impl Running {
             watched: watch::Sender::new(config.watch),
             config: Mutex::new(Arc::new(config)),
             unknown: Mutex::new(wired.unknown.clone()),
-            ending: Mutex::new(ending),
+            holder,
             upgrading: Mutex::default(),
             runtime,
             clock: clock.clone(),
@@ -277,23 +271,11 @@ impl Daemon for Running {
             .upgrading
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let keeper = {
-            let keeper = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
-            keeper.try_clone().map_err(|why| why.to_string())?
-        };
-        let asked = keeper
-            .set_read_timeout(Some(UPGRADE))
-            .and_then(|()| (&keeper).write_all(&keeper::UPGRADE));
-        asked.map_err(|why| format!("the keeper does not hear: {why}"))?;
-        let mut why = String::new();
-        let answered = BufReader::new(keeper.take(LONGEST)).read_line(&mut why);
-        answered.map_err(|why| format!("the keeper does not answer: {why}"))?;
-        Err(why.trim_end().to_owned())
+        self.holder.upgrade()
     }
 
     fn stop(&self) {
-        let mut keeper = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = keeper.write_all(&keeper::END) {
+        if let Err(error) = self.holder.end() {
             tracing::error!(%error, "the keeper does not hear");
         }
     }

@@ -166,7 +166,7 @@ impl Handover {
         another
     }
 
-    fn write(&self) {
+    pub(super) fn write(&self) {
         let Legacy {
             servers,
             records,

@@ -186,9 +186,21 @@ fn words() -> Vec<Case> {
         ),
         case(
             "the server by hand, without anything",
-            "serve",
+            "serve-handed",
             2,
-            &["--device", "secretfs serve --help"],
+            &["--device", "secretfs serve-handed --help"],
+        ),
+        case(
+            "the server by hand, without systemd",
+            "serve",
+            1,
+            &["systemd holds no mount", "secretfs mount"],
+        ),
+        case(
+            "a mount for systemd by hand",
+            "premount secretfs.service",
+            2,
+            &["systemd's unit", "secretfs mount"],
         ),
     ]
 }

@@ -66,6 +66,12 @@ impl Output {
 /// Runs a program to its end, which must come before [`DEADLINE`].
 #[track_caller]
 pub(crate) fn run(command: &mut Command, input: &[u8]) -> Output {
+    run_within(DEADLINE, command, input)
+}
+
+/// The same of one that may take so long.
+#[track_caller]
+pub(crate) fn run_within(deadline: Duration, command: &mut Command, input: &[u8]) -> Output {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -88,7 +94,7 @@ pub(crate) fn run(command: &mut Command, input: &[u8]) -> Output {
         let mut bytes = Vec::new();
         stderr.read_to_end(&mut bytes).map(|_| bytes)
     });
-    let Some(status) = wait(&mut child, DEADLINE) else {
+    let Some(status) = wait(&mut child, deadline) else {
         let _ = child.kill();
         panic!("{command:?} hangs");
     };

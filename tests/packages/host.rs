@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -12,7 +13,7 @@ use crate::common::daemon::tool;
 use crate::common::folder::Folder;
 use crate::common::kept::Kept;
 use crate::common::machine::made_by;
-use crate::common::{Output, eventually, run};
+use crate::common::{Output, eventually, run, run_within};
 
 /// How long it may take to boot. Mostly it is a second.
 const BOOT: Duration = Duration::from_secs(60);
@@ -34,7 +35,11 @@ pub(crate) struct Host {
     container: Kept,
     _cgroups: Cgroups,
     _folder: Folder,
+    /// There is one at a time.
+    _turn: MutexGuard<'static, ()>,
 }
+
+static TURN: Mutex<()> = Mutex::new(());
 
 /// Builds the package, which takes as long as a release does.
 #[track_caller]
@@ -50,13 +55,15 @@ const NSPAWN: [&str; 7] = [
     "--keep-unit",
     "--private-network",
     "--bind=/dev/fuse",
-    "--capability=CAP_SYS_ADMIN",
+    // As a machine has them.
+    "--capability=CAP_SYS_ADMIN,CAP_IPC_LOCK",
 ];
 
 impl Host {
-    /// Boots one that has this file as `/secretfs.deb`.
+    /// Boots one that has each of these files at its place.
     #[track_caller]
-    pub(crate) fn boot(package: &Path) -> Self {
+    pub(crate) fn boot(files: &[(&Path, &str)]) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = Folder::new();
         let root = folder.at("root");
         fs::create_dir(&root).unwrap();
@@ -64,8 +71,12 @@ impl Host {
         unpack.arg("--extract").arg("--file");
         unpack.arg(made_by("tests/packages/debian", &[]));
         unpack.arg("--directory").arg(&root);
-        run(&mut unpack, b"").expect_ok();
-        fs::copy(package, root.join("secretfs.deb")).unwrap();
+        run_within(BOOT, &mut unpack, b"").expect_ok();
+        for (file, place) in files {
+            let place = root.join(place.trim_start_matches('/'));
+            fs::create_dir_all(place.parent().unwrap()).unwrap();
+            fs::copy(file, place).unwrap();
+        }
         let cgroups = Cgroups::make("host");
         let mut words = ["sh", "-c", IN_CGROUPS, "sh"].map(str::to_owned).to_vec();
         let paths = cgroups.paths();
@@ -80,6 +91,7 @@ impl Host {
             container: Kept::start(&folder, Signal::SIGTERM, None, &words),
             _cgroups: cgroups,
             _folder: folder,
+            _turn: turn,
         };
         let booted = eventually(BOOT, || {
             let state = host.shell("systemctl is-system-running");

@@ -15,6 +15,7 @@ mod common;
 
 mod host;
 mod image;
+mod units;
 
 use common::machine::{Need, has, needs};
 use host::Host;
@@ -38,7 +39,7 @@ fn it_is_installed_used_upgraded_removed_and_purged() {
         return;
     }
     let package = host::build();
-    let host = Host::boot(&package);
+    let host = Host::boot(&[(&package, "/secretfs.deb")]);
 
     // Nothing begins by itself, and what to do is said.
     let said = host.does("dpkg -i /secretfs.deb");
@@ -64,6 +65,10 @@ fn it_is_installed_used_upgraded_removed_and_purged() {
         "/usr/share/zsh/vendor-completions/_secretfs",
         "/usr/share/fish/vendor_completions.d/secretfs.fish",
         "/usr/lib/systemd/system/secretfs.service",
+        "/usr/lib/systemd/system/secretfs.target",
+        "/usr/lib/tmpfiles.d/secretfs.conf",
+        "/usr/share/doc/secretfs/network.conf",
+        "/usr/share/doc/secretfs/consumer.conf",
         "/usr/lib/sysusers.d/secretfs.conf",
     ] {
         // It may leave documentation out as it unpacks, but the package has it.

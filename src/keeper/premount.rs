@@ -1,0 +1,117 @@
+//! What systemd's unit runs as root before the server: it mounts, hands everything to systemd's descriptor store, and ends.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
+
+use super::mountpoint::{Mountpoint, device};
+use super::stored::{
+    CONTROL, DEVICE, KEY, LEDGER, LOCK, SPARE, VALUES, VALUES_KEY, WRITABLE, forget_all, store,
+};
+use super::{KeeperError, keys, runtime};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::sys::{SecretMemory, SharedMemory};
+
+/// How long systemd may take to say what it holds.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Mounts where everyone sees it, and has systemd hold the mount for `unit`, whose server is started next. What systemd holds
+/// already is left alone. True if there is a fresh mount.
+///
+/// # Errors
+/// [`KeeperError`]
+pub fn premount(config: &Config, unit: &str, clock: &Clock) -> Result<bool, KeeperError> {
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return Err(KeeperError::NoUnit);
+    }
+    join_everyone().map_err(KeeperError::Start)?;
+    let mountpoint = Mountpoint::new(&config.mount, &config.file);
+    let keys = keys(config)?;
+    if count(unit, clock).map_err(KeeperError::Systemd)? > 0 {
+        if mountpoint.listed().is_ok_and(|mounts| !mounts.is_empty()) {
+            let spare = (!resends()).then(|| store(SPARE, &device()?));
+            spare.transpose().map_err(KeeperError::Systemd)?;
+            return Ok(false);
+        }
+        // Somebody has unmounted it while nobody was there to see.
+        let stores = keys.iter().map(|(name, _)| name.as_str());
+        forget_all(stores).map_err(KeeperError::Systemd)?;
+    }
+    runtime::prepare(config)?;
+    let lock = runtime::lock(&config.runtime, clock)?;
+    if mountpoint.heal()? {
+        tracing::info!(mount = %config.mount.display(), "took away the mount that an earlier daemon left behind");
+    }
+    let control = runtime::listen(&config.runtime)?;
+    let memory = || SharedMemory::create().map_err(KeeperError::Start);
+    let (values, ledger) = (memory()?, memory()?);
+    let values_key = SecretMemory::new().map_err(KeeperError::Start)?;
+    let mounted = mountpoint.mount()?;
+    let stored = || -> io::Result<()> {
+        store(LOCK, &*lock)?;
+        store(CONTROL, &control)?;
+        store(VALUES, &values)?;
+        store(VALUES_KEY, values_key.descriptor())?;
+        store(LEDGER, &ledger)?;
+        for (name, memory) in &keys {
+            store(&format!("{KEY}{name}"), memory.descriptor())?;
+        }
+        if let Some(writable) = &mounted.writable {
+            store(WRITABLE, writable)?;
+        }
+        store(DEVICE, &mounted.device)
+    };
+    stored().map_err(|why| {
+        let _ = mountpoint.detach();
+        KeeperError::Systemd(why)
+    })?;
+    Ok(true)
+}
+
+/// Goes where the first process of the machine, or of the container, is: a unit has mounts of its own, which nobody else sees.
+fn join_everyone() -> io::Result<()> {
+    let everyone = File::open("/proc/1/ns/mnt")?;
+    Ok(setns(everyone, CloneFlags::CLONE_NEWNS)?)
+}
+
+/// Whether the kernel may send again what a dead server has not answered: since Linux 6.9. The server knows for sure, and does
+/// without what it does not need.
+fn resends() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(9))
+}
+
+/// How many descriptors systemd holds for a unit.
+fn count(unit: &str, clock: &Clock) -> io::Result<usize> {
+    let mut child = Command::new("systemctl")
+        .args(["show", "--property=NFileDescriptorStore", "--value", "--"])
+        .arg(unit)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|why| io::Error::new(why.kind(), format!("systemctl: {why}")))?;
+    let deadline = clock.now() + ANSWER;
+    while child.try_wait()?.is_none() {
+        if clock.now() >= deadline {
+            child.kill()?;
+            return Err(io::Error::other("`systemctl show` does not answer in time"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let said = child.stdout.take().map(OwnedFd::from);
+    let said = said.map(super::upgrade::said).unwrap_or_default();
+    let count = said.trim().parse();
+    count.map_err(|_| {
+        io::Error::other(format!(
+            "`systemctl show {unit}` does not say how much it holds"
+        ))
+    })
+}
