@@ -41,7 +41,8 @@ fn spec(rule: &Rule) -> Result<RuleSpec, Failure> {
         ids.map_err(|error| Failure::usage(format!("{flag}: {error}")))
     };
     let (uid, gid) = (ids("--uid", &rule.uid)?, ids("--gid", &rule.gid)?);
-    RuleSpec::new(uid, gid, rule.unit.clone(), rule.container.clone())
+    let (unit, container) = (rule.unit.clone(), rule.container.clone());
+    RuleSpec::new(uid, Vec::new(), gid, unit, container)
         .map_err(|error| Failure::usage(format!("the rule: {error}")))
 }
 

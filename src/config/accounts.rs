@@ -2,11 +2,14 @@
 //!
 //! An account that is not known, for whatever reason, closes what names it and nothing else. There is no fallback.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::sync::Arc;
 
+use crate::config::subuid::{self, Subuids};
 use crate::config::{Account, Config, IdSpec, RuleSpec, ServiceConfig};
 use crate::policy::{IdSet, Policy, Rule, ServicePolicy};
 use crate::secret::Name;
@@ -19,9 +22,16 @@ pub trait Accounts: Send + Sync + fmt::Debug {
 
     /// The group of this name. One that cannot be looked up is not known.
     fn group(&self, name: &str) -> Option<Gid>;
+
+    /// The uids that are delegated to accounts.
+    ///
+    /// # Errors
+    /// Why what the machine says of them is not to be believed, and the mend.
+    fn subuids(&self) -> Result<Subuids, String>;
 }
 
-/// The machine's accounts: `/etc/passwd`, LDAP, whatever the name service switch says. May block on the network.
+/// The machine's accounts: `/etc/passwd`, LDAP, whatever the name service switch says, and `/etc/subuid`. May block on the
+/// network.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct System;
 
@@ -39,6 +49,10 @@ impl Accounts for System {
         let group = nix::unistd::Group::from_name(name).ok()??;
         Some(Gid(group.gid.as_raw()))
     }
+
+    fn subuids(&self) -> Result<Subuids, String> {
+        Subuids::read(Path::new(subuid::FILE))
+    }
 }
 
 /// Accounts that are listed, for tests and fuzzing.
@@ -48,6 +62,8 @@ pub struct Listed {
     pub users: Vec<Account>,
     /// The groups.
     pub groups: Vec<(String, Gid)>,
+    /// What is delegated to whom.
+    pub subuids: Subuids,
 }
 
 impl Accounts for Listed {
@@ -59,27 +75,24 @@ impl Accounts for Listed {
         let mut groups = self.groups.iter();
         groups.find(|group| group.0 == name).map(|group| group.1)
     }
+
+    fn subuids(&self) -> Result<Subuids, String> {
+        Ok(self.subuids.clone())
+    }
 }
 
-/// A user or group in the config that is not known at the moment.
+/// A user, a group or a user's map in the config that is not known at the moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unknown {
     /// Where it stands: `services.billing.allow[0].uid`.
     pub key: String,
-    /// A user, else a group.
-    pub is_user: bool,
-    /// Its name.
-    pub name: String,
+    /// What is not known, and the mend.
+    pub why: String,
 }
 
 impl fmt::Display for Unknown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = if self.is_user { "user" } else { "group" };
-        let Self { key, name, .. } = self;
-        write!(
-            f,
-            "{key}: the {kind} {name:?} is not known: `getent` must find it, or write its number"
-        )
+        write!(f, "{}: {}", self.key, self.why)
     }
 }
 
@@ -116,6 +129,7 @@ impl Config {
     pub fn policy(&self, accounts: &dyn Accounts) -> (Policy, Vec<Unknown>) {
         let mut resolver = Resolver {
             accounts,
+            subuids: OnceCell::new(),
             unknown: Vec::new(),
         };
         let manage = if self.manage.is_empty() {
@@ -168,6 +182,8 @@ fn default_manager(user: Uid) -> Rule {
 
 struct Resolver<'a> {
     accounts: &'a dyn Accounts,
+    /// Read once, and only if a rule asks for it: all rules are to go by the same.
+    subuids: OnceCell<Result<Subuids, String>>,
     unknown: Vec<Unknown>,
 }
 
@@ -221,13 +237,20 @@ impl Resolver<'_> {
             .uid
             .as_ref()
             .map(|ids| self.users(&format!("{key}.uid"), ids));
+        let mapped = rule
+            .uid_map
+            .as_ref()
+            .map(|ids| self.mapped(&format!("{key}.uid_map"), ids));
         let gids = rule
             .gid
             .as_ref()
             .map(|ids| self.groups(&format!("{key}.gid"), ids));
         (self.unknown.len() == before).then(|| Rule {
             name: Arc::from(key),
-            uids,
+            uids: match (uids, mapped) {
+                (Some(uids), Some(mapped)) => Some(uids.and(&mapped)),
+                (uids, mapped) => uids.or(mapped),
+            },
             gids,
             unit: rule.unit.clone(),
             container: rule.container.clone(),
@@ -235,36 +258,67 @@ impl Resolver<'_> {
     }
 
     fn users(&mut self, key: &str, ids: &[IdSpec]) -> IdSet {
-        let find = |name: &str| self.accounts.user(name).map(|user| user.uid.0);
-        resolve(key, ids, true, find, &mut self.unknown)
+        let find = |name: &str| {
+            let user = self.accounts.user(name);
+            user.map(|user| user.uid.0)
+                .ok_or_else(|| absent("user", name))
+        };
+        resolve(key, ids, find, &mut self.unknown)
     }
 
     fn groups(&mut self, key: &str, ids: &[IdSpec]) -> IdSet {
-        let find = |name: &str| self.accounts.group(name).map(|gid| gid.0);
-        resolve(key, ids, false, find, &mut self.unknown)
+        let find = |name: &str| {
+            let group = self.accounts.group(name);
+            group.map(|gid| gid.0).ok_or_else(|| absent("group", name))
+        };
+        resolve(key, ids, find, &mut self.unknown)
     }
+
+    /// The users that are delegated to any of these accounts.
+    fn mapped(&mut self, key: &str, accounts: &[IdSpec]) -> IdSet {
+        let mut unknown = |why: String| {
+            let key = key.to_owned();
+            self.unknown.push(Unknown { key, why });
+        };
+        let subuids = match self.subuids.get_or_init(|| self.accounts.subuids()) {
+            Ok(subuids) => subuids,
+            Err(why) => {
+                unknown(why.clone());
+                return IdSet::default();
+            }
+        };
+        let delegated = |account: &IdSpec| match account {
+            IdSpec::Name(name) => subuids.of(name, account.uid(self.accounts)),
+            IdSpec::Range(number) => subuids.of(&number.start().to_string(), None),
+        };
+        let found = accounts.iter().map(delegated);
+        found
+            .filter_map(|set| set.map_err(&mut unknown).ok())
+            .collect()
+    }
+}
+
+/// What is said of a user or a group that is not known.
+fn absent(kind: &str, name: &str) -> String {
+    format!("the {kind} {name:?} is not known: `getent` must find it, or write its number")
 }
 
 fn resolve(
     key: &str,
     ids: &[IdSpec],
-    is_user: bool,
-    find: impl Fn(&str) -> Option<u32>,
+    find: impl Fn(&str) -> Result<u32, String>,
     unknown: &mut Vec<Unknown>,
 ) -> IdSet {
     let mut one = |id: &IdSpec| match id {
         IdSpec::Range(range) => Some(range.clone()),
-        IdSpec::Name(name) => {
-            let found = find(name);
-            if found.is_none() {
-                unknown.push(Unknown {
-                    key: key.to_owned(),
-                    is_user,
-                    name: name.clone(),
-                });
+        IdSpec::Name(name) => match find(name) {
+            Ok(id) => Some(id..=id),
+            Err(why) => {
+                let key = key.to_owned();
+                unknown.push(Unknown { key, why });
+                None
             }
-            found.map(|id| id..=id)
-        }
+        },
     };
     ids.iter().filter_map(&mut one).collect()
 }

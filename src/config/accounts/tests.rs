@@ -54,6 +54,7 @@ fn accounts() -> Listed {
     Listed {
         users: vec![account("secretfs", 990), account("billing", 1001)],
         groups: vec![("ops".to_owned(), Gid(500))],
+        subuids: Subuids::parse(b"containers:100000:65536\nbilling:200000:10\n1001:300000:10\n"),
     }
 }
 
@@ -161,6 +162,123 @@ fn an_unknown_name_closes_what_names_it_and_nothing_else() {
         allowed(policy.check(&caller(77, 1), &path)).as_deref(),
         Some("services.by-rule.allow[1]")
     );
+}
+
+const MAPS: &str = r#"
+[backends.local]
+type = "store"
+path = "/s/store.age"
+[services.map]
+source = "local:x"
+allow = [{ uid_map = "containers" }]
+[services.two]
+source = "local:x"
+allow = [{ uid_map = ["billing", "containers"], unit = "a.service" }]
+[services.number]
+source = "local:x"
+allow = [{ uid_map = 1001 }]
+[services.both]
+source = "local:x"
+allow = [{ uid = [100001, "200005-300005", 7], uid_map = ["containers", "billing"] }]
+[services.none]
+source = "local:x"
+allow = [{ uid = 1 }, { uid_map = ["late", "containers"] }]
+"#;
+
+#[test]
+fn a_map_is_the_uids_that_are_delegated_and_narrows_a_uid() {
+    let config = config(MAPS);
+    let (policy, unknown) = config.policy(&accounts());
+    let check = |service: &str, uid| {
+        let path = format!("{service}/x").parse().unwrap();
+        allowed(policy.check(&caller(uid, 1), &path)).is_some()
+    };
+    let table: [(&str, &[u32], &[u32]); 4] = [
+        (
+            "map",
+            &[100_000, 165_535],
+            &[0, 1, 1001, 99_999, 165_536, 200_000],
+        ),
+        (
+            "two",
+            &[100_000, 200_000, 200_009, 300_009],
+            &[200_010, 1001],
+        ),
+        ("number", &[300_000, 300_009], &[200_000, 1001]),
+        (
+            "both",
+            &[100_001, 200_005, 300_005],
+            &[7, 100_000, 200_004, 250_000, 300_006],
+        ),
+    ];
+    for (service, inside, outside) in table {
+        for uid in inside {
+            assert!(check(service, *uid), "{service} {uid}");
+        }
+        for uid in outside {
+            assert!(!check(service, *uid), "{service} {uid}");
+        }
+    }
+    // To whom nothing is delegated is as one who is not known.
+    let closed = policy.check(&caller(1, 1), &"none/x".parse().unwrap());
+    assert!(matches!(closed, Decision::Denied(Reason::Closed(_))));
+    let [unknown] = &unknown[..] else {
+        panic!("{unknown:?}");
+    };
+    let said = unknown.to_string();
+    assert!(
+        said.starts_with("services.none.allow[1].uid_map: /etc/subuid delegates no uids to \"late\": `usermod --add-subuids"),
+        "{said}"
+    );
+
+    let mut later = accounts();
+    later.subuids = Subuids::parse(b"late:5:1\ncontainers:100000:65537\n");
+    let (policy, unknown) = config.policy(&later);
+    let keys: Vec<_> = unknown.iter().map(|unknown| unknown.key.as_str()).collect();
+    let of = |service| format!("services.{service}.allow[0].uid_map");
+    assert_eq!(keys, ["both", "number", "two"].map(of));
+    let check = |uid| allowed(policy.check(&caller(uid, 1), &"none/x".parse().unwrap()));
+    for (uid, rule) in [
+        (1, Some("services.none.allow[0]")),
+        (5, Some("services.none.allow[1]")),
+        (165_536, Some("services.none.allow[1]")),
+        (6, None),
+    ] {
+        assert_eq!(check(uid).as_deref(), rule, "{uid}");
+    }
+}
+
+#[test]
+fn a_file_of_maps_that_is_not_believed_closes_what_goes_by_it() {
+    #[derive(Debug)]
+    struct Refused;
+    impl Accounts for Refused {
+        fn user(&self, name: &str) -> Option<Account> {
+            accounts().user(name)
+        }
+        fn group(&self, name: &str) -> Option<Gid> {
+            accounts().group(name)
+        }
+        fn subuids(&self) -> Result<Subuids, String> {
+            Err("why".to_owned())
+        }
+    }
+    let uid = "[services.uid]\nsource = \"local:x\"\nallow = [{ uid = 1 }]\n";
+    let (policy, unknown) = config(&format!("{MAPS}{uid}")).policy(&Refused);
+    let said: Vec<_> = unknown.iter().map(ToString::to_string).collect();
+    let keys = [
+        "both.allow[0]",
+        "map.allow[0]",
+        "none.allow[1]",
+        "number.allow[0]",
+        "two.allow[0]",
+    ];
+    assert_eq!(said, keys.map(|key| format!("services.{key}.uid_map: why")));
+    for (service, open) in [("none", false), ("map", false), ("uid", true)] {
+        let path = format!("{service}/x").parse().unwrap();
+        let decision = policy.check(&caller(1, 1), &path);
+        assert_eq!(allowed(decision).is_some(), open, "{service}");
+    }
 }
 
 #[test]
