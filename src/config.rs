@@ -22,6 +22,7 @@ mod check;
 pub mod edit;
 mod file;
 pub mod open;
+pub mod subuid;
 pub mod template;
 mod values;
 
@@ -375,6 +376,8 @@ pub enum Reads {
 pub struct RuleSpec {
     /// Any of these users.
     pub uid: Option<Vec<IdSpec>>,
+    /// Any of the users that are delegated to any of these accounts.
+    pub uid_map: Option<Vec<IdSpec>>,
     /// Any of these groups.
     pub gid: Option<Vec<IdSpec>>,
     /// In this unit.

@@ -26,11 +26,37 @@ impl IdSet {
     pub fn contains(&self, id: u32) -> bool {
         self.0.iter().any(|range| range.contains(&id))
     }
+
+    /// The numbers that are in both.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        let both = |one: &RangeInclusive<u32>, other: &RangeInclusive<u32>| {
+            let (first, last) = (*one.start().max(other.start()), *one.end().min(other.end()));
+            (first <= last).then_some(first..=last)
+        };
+        let pairs = self.0.iter().flat_map(|one| {
+            let others = other.0.iter();
+            others.filter_map(move |other| both(one, other))
+        });
+        pairs.collect()
+    }
+
+    /// True if no number is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(RangeInclusive::is_empty)
+    }
 }
 
 impl FromIterator<RangeInclusive<u32>> for IdSet {
     fn from_iter<I: IntoIterator<Item = RangeInclusive<u32>>>(ranges: I) -> Self {
         Self(ranges.into_iter().collect())
+    }
+}
+
+impl FromIterator<IdSet> for IdSet {
+    fn from_iter<I: IntoIterator<Item = IdSet>>(sets: I) -> Self {
+        Self(sets.into_iter().flat_map(|set| set.0).collect())
     }
 }
 

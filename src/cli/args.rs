@@ -152,9 +152,10 @@ secretfs import billing --env .env
     /// Let someone read a service's secrets
     ///
     /// Adds a rule to the config, keeping its comments, and has it read again. All that is given must hold of a
-    /// reader; a user or a group must be given.
+    /// reader; --uid, --uid-map or --gid must be given.
     #[command(after_help = examples("\
 secretfs allow billing --uid billing
+  secretfs allow billing --uid-map containers
   secretfs allow billing --gid ops --unit debug-shell.service"))]
     Allow(Rule),
     /// Take back what `allow` gave
@@ -405,8 +406,11 @@ pub struct Rule {
     /// The service
     pub service: String,
     /// The reader is this user: a name, a number or a range (61184-65519)
-    #[arg(long, value_name = "USER", required_unless_present = "gid")]
+    #[arg(long, value_name = "USER", required_unless_present_any = ["uid_map", "gid"])]
     pub uid: Option<String>,
+    /// The reader's uid is in a range that /etc/subuid delegates to this account: a name or a number
+    #[arg(long, value_name = "ACCOUNT")]
+    pub uid_map: Option<String>,
     /// The reader is in this group: a name, a number or a range
     #[arg(long, value_name = "GROUP")]
     pub gid: Option<String>,

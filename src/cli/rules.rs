@@ -41,7 +41,9 @@ fn spec(rule: &Rule) -> Result<RuleSpec, Failure> {
         ids.map_err(|error| Failure::usage(format!("{flag}: {error}")))
     };
     let (uid, gid) = (ids("--uid", &rule.uid)?, ids("--gid", &rule.gid)?);
-    RuleSpec::new(uid, gid, rule.unit.clone(), rule.container.clone())
+    let uid_map = ids("--uid-map", &rule.uid_map)?;
+    let (unit, container) = (rule.unit.clone(), rule.container.clone());
+    RuleSpec::new(uid, uid_map, gid, unit, container)
         .map_err(|error| Failure::usage(format!("the rule: {error}")))
 }
 

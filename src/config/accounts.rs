@@ -2,11 +2,14 @@
 //!
 //! An account that is not known, for whatever reason, closes what names it and nothing else. There is no fallback.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::sync::Arc;
 
+use crate::config::subuid::{self, Subuids};
 use crate::config::{Account, Config, IdSpec, RuleSpec, ServiceConfig};
 use crate::policy::{IdSet, Policy, Rule, ServicePolicy};
 use crate::secret::Name;
@@ -19,9 +22,16 @@ pub trait Accounts: Send + Sync + fmt::Debug {
 
     /// The group of this name. One that cannot be looked up is not known.
     fn group(&self, name: &str) -> Option<Gid>;
+
+    /// The uids that are delegated to accounts.
+    ///
+    /// # Errors
+    /// Why what the machine says of them is not to be believed, and the mend.
+    fn subuids(&self) -> Result<Subuids, String>;
 }
 
-/// The machine's accounts: `/etc/passwd`, LDAP, whatever the name service switch says. May block on the network.
+/// The machine's accounts: `/etc/passwd`, LDAP, whatever the name service switch says, and `/etc/subuid`. May block on the
+/// network.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct System;
 
@@ -39,6 +49,10 @@ impl Accounts for System {
         let group = nix::unistd::Group::from_name(name).ok()??;
         Some(Gid(group.gid.as_raw()))
     }
+
+    fn subuids(&self) -> Result<Subuids, String> {
+        Subuids::read(Path::new(subuid::FILE))
+    }
 }
 
 /// Accounts that are listed, for tests and fuzzing.
@@ -48,6 +62,8 @@ pub struct Listed {
     pub users: Vec<Account>,
     /// The groups.
     pub groups: Vec<(String, Gid)>,
+    /// What is delegated to whom.
+    pub subuids: Subuids,
 }
 
 impl Accounts for Listed {
@@ -59,27 +75,24 @@ impl Accounts for Listed {
         let mut groups = self.groups.iter();
         groups.find(|group| group.0 == name).map(|group| group.1)
     }
+
+    fn subuids(&self) -> Result<Subuids, String> {
+        Ok(self.subuids.clone())
+    }
 }
 
-/// A user or group in the config that is not known at the moment.
+/// A user, a group or a user's map in the config that is not known at the moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unknown {
     /// Where it stands: `services.billing.allow[0].uid`.
     pub key: String,
-    /// A user, else a group.
-    pub is_user: bool,
-    /// Its name.
-    pub name: String,
+    /// What is not known, and the mend.
+    pub why: String,
 }
 
 impl fmt::Display for Unknown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = if self.is_user { "user" } else { "group" };
-        let Self { key, name, .. } = self;
-        write!(
-            f,
-            "{key}: the {kind} {name:?} is not known: `getent` must find it, or write its number"
-        )
+        write!(f, "{}: {}", self.key, self.why)
     }
 }
 
@@ -116,6 +129,7 @@ impl Config {
     pub fn policy(&self, accounts: &dyn Accounts) -> (Policy, Vec<Unknown>) {
         let mut resolver = Resolver {
             accounts,
+            subuids: OnceCell::new(),
             unknown: Vec::new(),
         };
         let manage = if self.manage.is_empty() {
@@ -168,6 +182,8 @@ fn default_manager(user: Uid) -> Rule {
 
 struct Resolver<'a> {
     accounts: &'a dyn Accounts,
+    /// Read once, and only if a rule asks for it: all rules are to go by the same.
+    subuids: OnceCell<Result<Subuids, String>>,
     unknown: Vec<Unknown>,
 }
 
@@ -221,13 +237,20 @@ impl Resolver<'_> {
             .uid
             .as_ref()
             .map(|ids| self.users(&format!("{key}.uid"), ids));
+        let mapped = rule
+            .uid_map
+            .as_ref()
+            .map(|ids| self.mapped(&format!("{key}.uid_map"), ids));
         let gids = rule
             .gid
             .as_ref()
             .map(|ids| self.groups(&format!("{key}.gid"), ids));
         (self.unknown.len() == before).then(|| Rule {
             name: Arc::from(key),
-            uids,
+            uids: match (uids, mapped) {
+                (Some(uids), Some(mapped)) => Some(uids.and(&mapped)),
+                (uids, mapped) => uids.or(mapped),
+            },
             gids,
             unit: rule.unit.clone(),
             container: rule.container.clone(),
@@ -235,230 +258,70 @@ impl Resolver<'_> {
     }
 
     fn users(&mut self, key: &str, ids: &[IdSpec]) -> IdSet {
-        let find = |name: &str| self.accounts.user(name).map(|user| user.uid.0);
-        resolve(key, ids, true, find, &mut self.unknown)
+        let find = |name: &str| {
+            let user = self.accounts.user(name);
+            user.map(|user| user.uid.0)
+                .ok_or_else(|| absent("user", name))
+        };
+        resolve(key, ids, find, &mut self.unknown)
     }
 
     fn groups(&mut self, key: &str, ids: &[IdSpec]) -> IdSet {
-        let find = |name: &str| self.accounts.group(name).map(|gid| gid.0);
-        resolve(key, ids, false, find, &mut self.unknown)
+        let find = |name: &str| {
+            let group = self.accounts.group(name);
+            group.map(|gid| gid.0).ok_or_else(|| absent("group", name))
+        };
+        resolve(key, ids, find, &mut self.unknown)
     }
+
+    /// The users that are delegated to any of these accounts.
+    fn mapped(&mut self, key: &str, accounts: &[IdSpec]) -> IdSet {
+        let mut unknown = |why: String| {
+            let key = key.to_owned();
+            self.unknown.push(Unknown { key, why });
+        };
+        let subuids = match self.subuids.get_or_init(|| self.accounts.subuids()) {
+            Ok(subuids) => subuids,
+            Err(why) => {
+                unknown(why.clone());
+                return IdSet::default();
+            }
+        };
+        let delegated = |account: &IdSpec| match account {
+            IdSpec::Name(name) => subuids.of(name, account.uid(self.accounts)),
+            IdSpec::Range(number) => subuids.of(&number.start().to_string(), None),
+        };
+        let found = accounts.iter().map(delegated);
+        found
+            .filter_map(|set| set.map_err(&mut unknown).ok())
+            .collect()
+    }
+}
+
+/// What is said of a user or a group that is not known.
+fn absent(kind: &str, name: &str) -> String {
+    format!("the {kind} {name:?} is not known: `getent` must find it, or write its number")
 }
 
 fn resolve(
     key: &str,
     ids: &[IdSpec],
-    is_user: bool,
-    find: impl Fn(&str) -> Option<u32>,
+    find: impl Fn(&str) -> Result<u32, String>,
     unknown: &mut Vec<Unknown>,
 ) -> IdSet {
     let mut one = |id: &IdSpec| match id {
         IdSpec::Range(range) => Some(range.clone()),
-        IdSpec::Name(name) => {
-            let found = find(name);
-            if found.is_none() {
-                unknown.push(Unknown {
-                    key: key.to_owned(),
-                    is_user,
-                    name: name.clone(),
-                });
+        IdSpec::Name(name) => match find(name) {
+            Ok(id) => Some(id..=id),
+            Err(why) => {
+                let key = key.to_owned();
+                unknown.push(Unknown { key, why });
+                None
             }
-            found.map(|id| id..=id)
-        }
+        },
     };
     ids.iter().filter_map(&mut one).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::caller::{Caller, Cgroup};
-    use crate::policy::{Decision, Reason};
-    use crate::sys::Tid;
-    use std::path::Path;
-
-    const CONFIG: &str = r#"
-user = "secretfs"
-manage = [{ uid = "late" }, { gid = ["ops", "late"] }, { uid = 5 }]
-[backends.local]
-type = "store"
-path = "/s/store.age"
-[services.good]
-source = "local:good"
-allow = [{ uid = 1 }, { uid = "billing", gid = "ops" }, { gid = "61184-65519", unit = "a.service" }]
-manage = [{ uid = 2 }]
-[services.by-rule]
-source = "local:x"
-allow = [{ uid = 1 }, { uid = "late" }]
-[services.by-group]
-source = "local:x"
-allow = [{ uid = 1 }, { uid = 1, gid = ["ops", "late"] }]
-[services.by-manage]
-source = "local:x"
-allow = [{ uid = 1 }]
-manage = [{ uid = 2 }, { uid = "late" }]
-[services.by-secret]
-source = "local:x"
-allow = [{ uid = 1 }]
-[services.by-secret.secrets]
-key = { allow = [{ uid = "late" }] }
-[services.by-owner]
-source = "local:x"
-allow = [{ uid = 1 }]
-[services.by-owner.secrets]
-key = { owner = "late" }
-[services.bound]
-allow = [{ uid = 1 }]
-[services.bound.secrets]
-key = { from = "local:x/key", allow = [{ uid = 1 }] }
-[defaults]
-source = "local"
-allow = [{ uid = 1 }]
-"#;
-
-    fn accounts() -> Listed {
-        let account = |name: &str, id| Account {
-            name: name.to_owned(),
-            uid: Uid(id),
-            gid: Gid(id),
-        };
-        Listed {
-            users: vec![account("secretfs", 990), account("billing", 1001)],
-            groups: vec![("ops".to_owned(), Gid(500))],
-        }
-    }
-
-    fn config(text: &str) -> Config {
-        Config::parse_with(text, Path::new("c.toml"), &accounts()).unwrap()
-    }
-
-    fn caller(uid: u32, gid: u32) -> Caller {
-        Caller {
-            groups: Some(Vec::new()),
-            cgroup: Some(Cgroup {
-                unit: Some("a.service".to_owned()),
-                container: None,
-            }),
-            ..Caller::new(Uid(uid), Gid(gid), Tid(1))
-        }
-    }
-
-    fn allowed(decision: Decision) -> Option<String> {
-        match decision {
-            Decision::Allowed(rule) => Some(rule.to_string()),
-            Decision::Denied(_) => None,
-            Decision::Undecided(evidence) => panic!("{evidence:?} is known"),
-        }
-    }
-
-    #[test]
-    fn names_become_numbers_and_rules_get_names() {
-        let (policy, _) = config(CONFIG).policy(&accounts());
-        let check =
-            |path: &str, uid, gid| allowed(policy.check(&caller(uid, gid), &path.parse().unwrap()));
-        let table = [
-            ("good/x", 1, 1, Some("services.good.allow[0]")),
-            ("good/x", 1001, 500, Some("services.good.allow[1]")),
-            ("good/x", 1001, 1001, None),
-            ("good/x", 9, 61184, Some("services.good.allow[2]")),
-            ("good/x", 9, 65520, None),
-            (
-                "bound/key",
-                1,
-                1,
-                Some("services.bound.secrets.key.allow[0]"),
-            ),
-            ("other/x", 1, 1, Some("defaults.allow[0]")),
-        ];
-        for (path, uid, gid, rule) in table {
-            assert_eq!(check(path, uid, gid).as_deref(), rule, "{path} {uid} {gid}");
-        }
-        assert!(policy.services["good"].open_ended);
-        assert!(!policy.services["bound"].open_ended);
-    }
-
-    #[test]
-    fn an_unknown_name_closes_what_names_it_and_nothing_else() {
-        let config = config(CONFIG);
-        let (policy, unknown) = config.policy(&accounts());
-        for service in ["by-rule", "by-group", "by-manage", "by-secret", "by-owner"] {
-            let path = format!("{service}/key").parse().unwrap();
-            let decision = policy.check(&caller(1, 1), &path);
-            let Decision::Denied(Reason::Closed(why)) = decision else {
-                panic!("{service}: {decision:?}");
-            };
-            assert!(
-                why.contains(&format!("services.{service}.")) && why.contains("\"late\""),
-                "{why}"
-            );
-            // Those who may change it by its own rules cannot either.
-            let name = service.parse().unwrap();
-            assert_eq!(
-                allowed(policy.check_manage(&caller(2, 2), Some(&name))),
-                None
-            );
-        }
-        let keys: Vec<_> = unknown.iter().map(|unknown| unknown.key.as_str()).collect();
-        assert_eq!(
-            keys,
-            [
-                "manage[0].uid",
-                "manage[1].gid",
-                "services.by-group.allow[1].gid",
-                "services.by-manage.manage[1].uid",
-                "services.by-owner.secrets.key.owner",
-                "services.by-rule.allow[1].uid",
-                "services.by-secret.secrets.key.allow[0].uid",
-            ]
-        );
-        // A rule of many names, one of them unknown, is dropped as a whole: the mend is the same, and it is never wider.
-        assert_eq!(allowed(policy.check_manage(&caller(9, 500), None)), None);
-        assert_eq!(
-            allowed(policy.check_manage(&caller(5, 5), None)).as_deref(),
-            Some("manage[2]")
-        );
-
-        let mut later = accounts();
-        later.users.push(Account {
-            name: "late".to_owned(),
-            uid: Uid(77),
-            gid: Gid(77),
-        });
-        later.groups.push(("late".to_owned(), Gid(77)));
-        let (policy, unknown) = config.policy(&later);
-        assert_eq!(unknown, []);
-        let path = "by-rule/key".parse().unwrap();
-        assert_eq!(
-            allowed(policy.check(&caller(77, 1), &path)).as_deref(),
-            Some("services.by-rule.allow[1]")
-        );
-    }
-
-    #[test]
-    fn defaults_close_too() {
-        let text = "[backends.local]\ntype = \"store\"\npath = \"/s.age\"\n[defaults]\nsource = \"local\"\nallow = [{ uid = 1 }, { gid = \"late\" }]\n";
-        let (policy, unknown) = config(text).policy(&accounts());
-        assert_eq!(unknown.len(), 1);
-        let decision = policy.check(&caller(1, 1), &"any/x".parse().unwrap());
-        assert!(
-            matches!(decision, Decision::Denied(Reason::Closed(_))),
-            "{decision:?}"
-        );
-    }
-
-    #[test]
-    fn root_and_user_manage_where_nothing_is_said() {
-        let (policy, _) = config("user = \"secretfs\"\n").policy(&accounts());
-        for (uid, manages) in [(0, true), (990, true), (1001, false)] {
-            let rule = allowed(policy.check_manage(&caller(uid, 990), None));
-            assert_eq!(
-                rule.as_deref() == Some("manage (default)"),
-                manages,
-                "{uid}"
-            );
-        }
-        let (policy, _) = config("").policy(&accounts());
-        let us = Uid::effective().0;
-        assert!(allowed(policy.check_manage(&caller(us, us), None)).is_some());
-    }
-}
+mod tests;

@@ -73,7 +73,7 @@ mod keys {
         "stale",
         "allow",
     ];
-    pub(super) const RULE: &[&str] = &["uid", "gid", "unit", "container"];
+    pub(super) const RULE: &[&str] = &["uid", "uid_map", "gid", "unit", "container"];
     pub(super) const DEFAULTS: &[&str] = &["source", "allow"];
     pub(super) const SIGNALS: &[&str] = &["nats", "mqtt"];
     pub(super) const NATS: &[&str] = &["url", "subject", "ca", "credentials", "token"];

@@ -59,15 +59,9 @@ fn open_as(path: &Path, us: Uid) -> Result<Opened, ConfigErrors> {
             ))
         }
     })?;
-    let descriptor = walk(&real, FILE, us).map_err(fail)?;
-    let named = std::path::absolute(path).map_err(|error| fail(error.to_string()))?;
-    for link in steps(&named).iter().filter(|step| **step != real) {
-        judge_link(link, us).map_err(fail)?;
-    }
-
+    let file = trusted(path, &real, us).map_err(fail)?;
     let mut bytes = Vec::new();
-    File::from(descriptor)
-        .take(MAX_SIZE + 1)
+    file.take(MAX_SIZE + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| fail(format!("it cannot be read: {error}")))?;
     if u64::try_from(bytes.len()).is_ok_and(|size| size > MAX_SIZE) {
@@ -78,6 +72,19 @@ fn open_as(path: &Path, us: Uid) -> Result<Opened, ConfigErrors> {
     let text = String::from_utf8(bytes)
         .map_err(|_| fail("it is not UTF-8: save it as UTF-8 text".to_owned()))?;
     Ok(Opened { text, path: real })
+}
+
+/// Opens `real`, to which `path` leads, if nobody but root and `us` can have changed it or have led `path` to it.
+///
+/// # Errors
+/// Why not, and the mend.
+pub(super) fn trusted(path: &Path, real: &Path, us: Uid) -> Result<File, String> {
+    let descriptor = walk(real, FILE, us)?;
+    let named = std::path::absolute(path).map_err(|error| error.to_string())?;
+    for link in steps(&named).iter().filter(|step| *step != real) {
+        judge_link(link, us)?;
+    }
+    Ok(File::from(descriptor))
 }
 
 /// What has to be looked at to see whether `path`, which is absolute, leads to something else: each link on the way, and what it leads to at
@@ -115,7 +122,7 @@ pub fn steps(path: &Path) -> Vec<PathBuf> {
     steps
 }
 
-/// Who can replace a link could lead us to another config.
+/// Who can replace a link could lead us to another file.
 fn judge_link(link: &Path, us: Uid) -> Result<(), String> {
     let shown = link.display();
     let folder = link.parent().unwrap_or(Path::new("/"));
@@ -123,10 +130,10 @@ fn judge_link(link: &Path, us: Uid) -> Result<(), String> {
     match fs::symlink_metadata(link) {
         Ok(found) if found.uid() == Uid::ROOT.0 || found.uid() == us.0 => Ok(()),
         Ok(_) => Err(format!(
-            "the link {shown} belongs to somebody else, who could lead it elsewhere: name the config itself"
+            "the link {shown} belongs to somebody else, who could lead it elsewhere: chown -h root {shown}"
         )),
         Err(error) => Err(format!(
-            "the link {shown} cannot be looked at: {error}: name the config itself"
+            "the link {shown} cannot be looked at: {error}: do without it"
         )),
     }
 }
@@ -198,13 +205,13 @@ fn step(
 fn judge_folder(stat: &FileStat, us: Uid) -> Result<(), &'static str> {
     if !ours(stat, us) {
         return Err(
-            "the folder PATH belongs to somebody else, who could replace the config: chown root PATH",
+            "the folder PATH belongs to somebody else, who could replace what is in it: chown root PATH",
         );
     }
     let sticky = stat.st_mode & libc::S_ISVTX != 0 && stat.st_uid == Uid::ROOT.0;
     if foreign_writes(stat) && !sticky {
         return Err(
-            "the folder PATH can be written by others, who could replace the config: chmod go-w PATH",
+            "the folder PATH can be written by others, who could replace what is in it: chmod go-w PATH",
         );
     }
     Ok(())
@@ -212,7 +219,9 @@ fn judge_folder(stat: &FileStat, us: Uid) -> Result<(), &'static str> {
 
 fn judge_file(stat: &FileStat, us: Uid) -> Result<(), &'static str> {
     if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
-        return Err("PATH is not a regular file: name the config with --config FILE");
+        return Err(
+            "PATH is not a regular file: put one there; a config is named with --config FILE",
+        );
     }
     if !ours(stat, us) {
         return Err("PATH belongs to somebody else, who could change it: chown root PATH");
@@ -316,7 +325,7 @@ mod tests {
             std::os::unix::fs::lchown(&link, Some(4001), None).unwrap();
             let error = refusal(&link);
             assert!(
-                error.contains("the link") && error.contains("name the config itself"),
+                error.contains("the link") && error.contains("chown -h root"),
                 "{error}"
             );
         }

@@ -173,7 +173,7 @@ mod tests {
                 uid: Uid(990),
                 gid: Gid(990),
             }],
-            groups: Vec::new(),
+            ..Listed::default()
         };
         Config::parse_with(text, Path::new("/c.toml"), &accounts).unwrap()
     }

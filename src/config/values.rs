@@ -71,7 +71,7 @@ pub(super) fn path(text: &str) -> Result<PathBuf, ValueError> {
 }
 
 /// The largest number of a user or group: the one after it means "none" to the kernel.
-const MAX_ID: u32 = u32::MAX - 1;
+pub(super) const MAX_ID: u32 = u32::MAX - 1;
 
 impl IdSpec {
     /// One number.
@@ -135,6 +135,7 @@ impl RuleSpec {
     /// [`ValueError`] where the config would refuse it.
     pub fn new(
         uid: Vec<IdSpec>,
+        uid_map: Vec<IdSpec>,
         gid: Vec<IdSpec>,
         unit: Option<String>,
         container: Option<String>,
@@ -142,11 +143,13 @@ impl RuleSpec {
         let given = |ids: Vec<IdSpec>| (!ids.is_empty()).then_some(ids);
         let rule = Self {
             uid: given(uid),
+            uid_map: given(uid_map),
             gid: given(gid),
             unit,
             container,
         };
         rule.check_ids()?;
+        rule.uid_map.iter().flatten().try_for_each(check_account)?;
         rule.unit.as_deref().map_or(Ok(()), check_unit)?;
         rule.container.as_deref().map_or(Ok(()), check_container)?;
         Ok(rule)
@@ -154,12 +157,22 @@ impl RuleSpec {
 
     /// A rule must name somebody.
     pub(super) fn check_ids(&self) -> Result<(), ValueError> {
-        if self.uid.is_none() && self.gid.is_none() {
+        if self.uid.is_none() && self.uid_map.is_none() && self.gid.is_none() {
             return Err(ValueError(
-                "a rule must name a `uid` or a `gid`: add one; `unit` and `container` only narrow it",
+                "a rule must name a `uid`, a `uid_map` or a `gid`: add one; `unit` and `container` only narrow it",
             ));
         }
         Ok(())
+    }
+}
+
+/// An account to which uids are delegated.
+pub(super) fn check_account(id: &IdSpec) -> Result<(), ValueError> {
+    match id {
+        IdSpec::Range(range) if range.start() != range.end() => Err(ValueError(
+            "the ranges stand in /etc/subuid: write the name or number of the account that they are delegated to",
+        )),
+        IdSpec::Name(_) | IdSpec::Range(_) => Ok(()),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::accounts::System;
 use crate::config::changes::changes;
+use crate::config::subuid;
 use crate::control::answers::{OfflineStatus, Reloaded};
 use crate::control::handler::Daemon;
 use crate::fs::{Catalogue, Tree};
@@ -27,7 +28,7 @@ use crate::signal::{BrokerReport, Report, Signals};
 const ENFORCED: Duration = Duration::from_secs(2);
 
 /// Where `useradd` and its like leave their traces.
-const ACCOUNT_FILES: [&str; 2] = ["/etc/passwd", "/etc/group"];
+const ACCOUNT_FILES: [&str; 3] = ["/etc/passwd", "/etc/group", subuid::FILE];
 
 /// The running server.
 #[derive(Debug)]
@@ -60,7 +61,7 @@ struct Turn {
     /// The config file, whether it could be used or not.
     file: Print,
     /// The files of accounts.
-    accounts: [Print; 2],
+    accounts: [Print; 3],
     /// When accounts were last looked up.
     looked_up: Instant,
 }
@@ -244,7 +245,7 @@ fn report(reloaded: Result<Reloaded, Vec<String>>) {
     }
 }
 
-fn account_files() -> [Print; 2] {
+fn account_files() -> [Print; 3] {
     ACCOUNT_FILES.map(|file| Print::of(Path::new(file)))
 }
 

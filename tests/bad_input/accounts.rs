@@ -49,6 +49,12 @@ pub(crate) fn cases() -> Vec<Case> {
             &["--uid", "its name, its number"],
         ),
         case(
+            "a range where an account is wanted",
+            "allow billing --uid-map 100000-165535",
+            2,
+            &["the rule", "/etc/subuid", "name or number of the account"],
+        ),
+        case(
             "a wildcard unit",
             "allow billing --uid 5 --unit *.service",
             2,

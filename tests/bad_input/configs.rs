@@ -284,7 +284,7 @@ fn meaning() -> Vec<Case> {
         ),
         wrong(
             "a rule without a user",
-            &["services.a.allow[0]", "a `uid` or a `gid`"],
+            &["services.a.allow[0]", "a `uid`, a `uid_map` or a `gid`"],
             |place| {
                 place.configure(
                     "[services.a]\nsource = \"local:a\"\nallow = [{ unit = \"a.service\" }]",

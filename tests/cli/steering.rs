@@ -73,6 +73,14 @@ fn rules_come_and_go_and_comments_stay() {
     let gone = fs::read_to_string(demo.path("config.toml")).unwrap();
     assert!(!gone.contains("4711"), "{gone}");
 
+    let map = ["billing", "--uid-map", "containers", "--unit", "a.service"];
+    let rule = "{ uid_map = \"containers\", unit = \"a.service\" }";
+    for (command, there) in [("allow", true), ("disallow", false)] {
+        demo.run(&[&[command], &map[..]].concat()).done();
+        let text = fs::read_to_string(demo.path("config.toml")).unwrap();
+        assert_eq!(text.contains(rule), there, "{text}");
+    }
+
     demo.run(&["allow", "billing"]).failed(2, "--uid");
     demo.run(&["allow", "billing", "--uid", "9-1"])
         .failed(2, "--uid");

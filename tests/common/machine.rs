@@ -13,6 +13,8 @@ pub(crate) enum Need {
     Fuse,
     /// A program.
     Program(&'static str),
+    /// A file.
+    File(&'static str),
     /// A command of cargo's that is no part of it.
     Cargo(&'static str),
     /// A module of Python's.
@@ -81,6 +83,7 @@ impl Need {
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Fuse => Path::new("/dev/fuse").exists(),
             Self::Program(name) => program(name).is_some(),
+            Self::File(path) => Path::new(path).exists(),
             Self::Cargo(name) => {
                 let mut command = Command::new(env!("CARGO"));
                 command.args([name, "--version"]).stderr(Stdio::null());

@@ -1,12 +1,17 @@
 //! User and pid namespaces: ids are the host's, whatever a caller calls itself, and who cannot be seen is denied.
 
-use std::path::PathBuf;
+use std::fs::{self, Permissions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
 
 use crate::common::daemon::{Daemon, Setup, tool};
 use crate::common::machine::{Need, needs};
 use crate::common::probe::Who;
+use crate::common::{DEADLINE, eventually};
 
 const SERVICES: &str = r#"
 [services.a]
@@ -155,4 +160,128 @@ fn a_daemon_whose_proc_is_of_another_pid_namespace_does_not_start() {
     assert!(daemon.log().contains("/proc"), "{}", daemon.log());
     assert!(!daemon.log().trim_end().is_empty());
     assert_eq!(daemon.mounts(), []);
+}
+
+const MAPS: &str = r#"
+[services.mapped]
+source = "local:a"
+allow = [{ uid_map = "boxes-4008" }]
+
+[services.narrowed]
+source = "local:a"
+allow = [{ uid_map = "boxes-4008", uid = 100007 }]
+
+[services.late]
+source = "local:a"
+allow = [{ uid_map = "late-4008" }]
+"#;
+
+/// What somebody reads who is `uid` in a user namespace with this map, as engines make one for a container.
+#[track_caller]
+fn read_in_container(daemon: &Daemon, map: &str, uid: u32, secret: &str) -> Vec<u8> {
+    let (keeper, uid) = (daemon.keeper().to_string(), uid.to_string());
+    let become_it = "read mapped && exec setpriv --reuid=$0 --regid=$0 --clear-groups cat \"$1\"";
+    let mut container = Command::new(tool("nsenter"))
+        .args(["-t", &keeper, "-m", "unshare", "-U", "--keep-caps"])
+        .args(["sh", "-c", become_it, &uid])
+        .arg(daemon.path(secret))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let place = PathBuf::from(format!("/proc/{}", container.id()));
+    let own = |proc: &Path| fs::read_link(proc.join("ns/user")).ok();
+    let outside = own(Path::new("/proc/self"));
+    assert!(eventually(DEADLINE, || own(&place) != outside));
+    for file in ["uid_map", "gid_map"] {
+        fs::write(place.join(file), map).unwrap();
+    }
+    container.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let output = container.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() || said.starts_with("cat: "),
+        "{said}"
+    );
+    output.stdout
+}
+
+#[test]
+fn a_map_holds_of_the_uids_that_etc_subuid_delegates_in_every_namespace() {
+    needs!(
+        Need::Program("unshare"),
+        Need::Program("nsenter"),
+        Need::File("/etc/subuid")
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let delegated = folder.path().join("subuid");
+    fs::write(&delegated, "boxes-4008:100000:10\n").unwrap();
+    // The machine's own file stays as it is: the daemon sees another in its place.
+    let script = format!(
+        "mount --bind {} /etc/subuid && exec \"$@\"",
+        delegated.display()
+    );
+    let unshare = tool("unshare");
+    let setup = Setup {
+        services: MAPS,
+        values: &VALUES,
+        wrapped: &[&unshare, "-m", "--fork", "sh", "-c", &script, "sh"],
+        ..Setup::default()
+    };
+    let mut daemon = setup.start();
+    let reads = |map: &str, uid: u32, secret: &str| {
+        let read = read_in_container(&daemon, map, uid, secret);
+        assert!(read.is_empty() || read == VALUE, "{map}: {read:?}");
+        !read.is_empty()
+    };
+    let box_of = "0 100000 10";
+    let table = [
+        (box_of, 0, "mapped/x", true),
+        (box_of, 9, "mapped/x", true),
+        (box_of, 7, "narrowed/x", true),
+        (box_of, 8, "narrowed/x", false),
+        // Somebody else's container, the machine's own root, and who calls himself by a delegated number.
+        ("0 100010 10", 0, "mapped/x", false),
+        ("0 0 10", 0, "mapped/x", false),
+        ("100000 200000 10", 100_007, "narrowed/x", false),
+        // Outside of a container it is the same uid.
+        ("0 0 200000", 100_009, "mapped/x", true),
+        ("0 0 200000", 4008, "mapped/x", false),
+    ];
+    for (map, uid, secret, allowed) in table {
+        assert_eq!(reads(map, uid, secret), allowed, "{map}: {uid} {secret}");
+    }
+
+    // Delegated later: without a reload.
+    let said = |words: &[&str]| {
+        let output = daemon.secretfs(words, b"");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let mend = "/etc/subuid delegates no uids to \"late-4008\": `usermod --add-subuids";
+    for command in ["status", "doctor"] {
+        assert!(said(&[command]).contains(mend), "{}", said(&[command]));
+    }
+    assert!(!reads("0 200000 10", 5, "late/x"));
+    let both = "boxes-4008:100000:10\nlate-4008:200000:10\n";
+    fs::write(&delegated, both).unwrap();
+    let opened = eventually(DEADLINE, || reads("0 200000 10", 5, "late/x"));
+    assert!(opened, "{}", daemon.log());
+    assert!(!daemon.log().contains("read again"), "{}", daemon.log());
+
+    // Delegated to somebody else, or by nobody knows whom: with the next reload.
+    let moved = both.replace("100000", "300000");
+    fs::write(&delegated, moved).unwrap();
+    said(&["reload"]);
+    assert!(!reads(box_of, 7, "mapped/x"));
+    assert!(reads("0 300000 10", 7, "mapped/x"));
+    let why = said(&["explain", "mapped/x", "--uid", "300007", "--gid", "5"]);
+    assert!(why.contains("services.mapped.allow[0]"), "{why}");
+    fs::set_permissions(&delegated, Permissions::from_mode(0o666)).unwrap();
+    let reloaded = said(&["reload"]);
+    for told in [&reloaded, &said(&["doctor"])] {
+        assert!(told.contains("chmod go-w /etc/subuid"), "{told}");
+    }
+    assert!(!reads("0 300000 10", 7, "mapped/x"));
+    daemon.stop();
 }

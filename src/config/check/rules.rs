@@ -21,8 +21,9 @@ fn rule(item: &Item<'_>) -> Option<RuleSpec> {
         })
     };
     let rule = RuleSpec {
-        uid: section.get("uid").map(|item| ids(&item)),
-        gid: section.get("gid").map(|item| ids(&item)),
+        uid: section.get("uid").map(|item| each(&item, id)),
+        uid_map: section.get("uid_map").map(|item| each(&item, account)),
+        gid: section.get("gid").map(|item| each(&item, id)),
         unit: checked(
             "unit",
             "a unit's name, as in \"billing.service\"",
@@ -42,13 +43,14 @@ fn rule(item: &Item<'_>) -> Option<RuleSpec> {
 
 const ID: &str = "a name, a number, or a range as in \"61184-65519\"";
 
-fn ids(item: &Item<'_>) -> Vec<IdSpec> {
+/// What stands there, alone or in a list.
+fn each(item: &Item<'_>, one: fn(&Item<'_>) -> Option<IdSpec>) -> Vec<IdSpec> {
     match item.as_list() {
         Some(_) => {
             let items = item.list(ID).unwrap_or_default();
-            items.iter().filter_map(id).collect()
+            items.iter().filter_map(one).collect()
         }
-        None => id(item).into_iter().collect(),
+        None => one(item).into_iter().collect(),
     }
 }
 
@@ -58,6 +60,14 @@ fn id(item: &Item<'_>) -> Option<IdSpec> {
         None => item.text(ID)?.parse(),
     };
     parsed.map_err(|error| item.fail(error.to_string())).ok()
+}
+
+/// One account to which uids are delegated.
+fn account(item: &Item<'_>) -> Option<IdSpec> {
+    let account = id(item)?;
+    let checked = values::check_account(&account);
+    checked.map_err(|error| item.fail(error.to_string())).ok()?;
+    Some(account)
 }
 
 /// One user or group.

@@ -19,6 +19,7 @@ fn accounts() -> accounts::Listed {
     accounts::Listed {
         users: vec![account("secretfs", 990), account("billing", 1001)],
         groups: vec![("ops".to_owned(), Gid(500))],
+        ..accounts::Listed::default()
     }
 }
 
@@ -41,7 +42,8 @@ identity = { file = "/s/identity.txt" }
 
 [services.billing]
 source = "local:billing"
-allow = [{ uid = ["billing", 7, "8", "61184-65519"] }, { gid = "ops", unit = "debug-shell.service" }]
+allow = [{ uid = ["billing", 7, "8", "61184-65519"] }, { gid = "ops", unit = "debug-shell.service" },
+         { uid_map = "containers" }, { uid_map = ["billing", 1001] }]
 
 [services.billing.secrets]
 other = "local:web/key#part@3"
@@ -84,6 +86,10 @@ detail = "full"
         billing.allow[1].unit.as_deref(),
         Some("debug-shell.service")
     );
+    let name = |name: &str| IdSpec::Name(name.to_owned());
+    assert_eq!(billing.allow[2].uid_map, Some(vec![name("containers")]));
+    let two = vec![name("billing"), IdSpec::Range(1001..=1001)];
+    assert_eq!(billing.allow[3].uid_map, Some(two));
     assert_eq!(billing.secrets["first"].from.len(), 2);
     assert_eq!(
         billing.secrets["other"].from[0].to_string(),
@@ -239,7 +245,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "[services.a]\nsource = \"local:a\"\nallow = [{ unit = \"a.service\" }]",
-        "c.toml:6: services.a.allow[0]: a rule must name a `uid` or a `gid`",
+        "c.toml:6: services.a.allow[0]: a rule must name a `uid`, a `uid_map` or a `gid`",
     ),
     (
         "[services.a]\nsource = \"local:a\"\nallow = []",
@@ -280,6 +286,18 @@ const WRONG: &[(&str, &str)] = &[
     (
         "[services.a]\nsource = \"local:a\"\nallow = [{ gid = [1, \"\"] }]",
         "services.a.allow[0].gid[1]: this is not a user or group",
+    ),
+    (
+        "[services.a]\nsource = \"local:a\"\nallow = [{ uid_map = \"100000-165535\" }]",
+        "services.a.allow[0].uid_map: the ranges stand in /etc/subuid: write the name or number",
+    ),
+    (
+        "[services.a]\nsource = \"local:a\"\nallow = [{ uid_map = [\"a\", \"*\"] }]",
+        "services.a.allow[0].uid_map[1]: wildcards are not allowed",
+    ),
+    (
+        "[services.a]\nsource = \"local:a\"\nallow = [{ uid_map = [] }]",
+        "services.a.allow[0].uid_map: the list is empty",
     ),
     (
         "[services.a]\nsource = \"local:a\"\nallow = [{ uid = 1, unit = \"\" }]",

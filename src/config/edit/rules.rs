@@ -49,7 +49,12 @@ pub(super) fn show(rule: &RuleSpec) -> String {
 
 fn inline(rule: &RuleSpec) -> InlineTable {
     let mut table = InlineTable::new();
-    for (key, ids) in [("uid", &rule.uid), ("gid", &rule.gid)] {
+    let ids = [
+        ("uid", &rule.uid),
+        ("uid_map", &rule.uid_map),
+        ("gid", &rule.gid),
+    ];
+    for (key, ids) in ids {
         match ids.as_deref() {
             Some([one]) => drop(table.insert(key, id(one))),
             Some(several) => {
@@ -147,14 +152,16 @@ fn split_line(text: &str) -> (&str, &str) {
 }
 
 impl RuleSpec {
-    /// True if both name one user, or one group, as far as can be seen without looking names up.
+    /// True if both name one user, one map or one group, as far as can be seen without looking names up.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         let some = |ours: &Option<Vec<IdSpec>>, others: &Option<Vec<IdSpec>>| {
             let others = others.as_deref().unwrap_or_default();
             let mut ours = ours.iter().flatten();
             ours.any(|id| others.iter().any(|other| same(id, other)))
         };
-        some(&self.uid, &other.uid) || some(&self.gid, &other.gid)
+        some(&self.uid, &other.uid)
+            || some(&self.uid_map, &other.uid_map)
+            || some(&self.gid, &other.gid)
     }
 }
 

@@ -6,7 +6,8 @@ use crate::config::{IdSpec, template};
 use crate::sys::{Gid, Uid};
 
 fn rule(uid: &str) -> RuleSpec {
-    RuleSpec::new(vec![uid.parse().unwrap()], Vec::new(), None, None).unwrap()
+    let uids = vec![uid.parse().unwrap()];
+    RuleSpec::new(uids, Vec::new(), Vec::new(), None, None).unwrap()
 }
 
 fn run(text: &str, change: &Change<'_>) -> Result<(String, Edited), ConfigErrors> {
@@ -134,6 +135,7 @@ fn a_first_section_keeps_what_the_defaults_gave() {
 
     let ops = RuleSpec::new(
         Vec::new(),
+        Vec::new(),
         vec![IdSpec::Range(7..=9)],
         Some("a.service".to_owned()),
         None,
@@ -254,6 +256,24 @@ fn the_file_is_replaced_and_keeps_owner_and_mode() {
 }
 
 #[test]
+fn a_map_is_an_account_and_is_still_named_by_what_is_left() {
+    let map = |account: &str, unit: Option<&str>| {
+        let maps = vec![account.parse().unwrap()];
+        let unit = unit.map(str::to_owned);
+        RuleSpec::new(Vec::new(), maps, Vec::new(), unit, None)
+    };
+    let alone = map("containers", None).unwrap();
+    let in_unit = map("containers", Some("a.service")).unwrap();
+    let text = allowed(&allowed(HEAD, "web", &alone), "web", &in_unit);
+    let rules = "allow = [{ uid_map = \"containers\" }, { uid_map = \"containers\", unit = \"a.service\" }]\n";
+    assert!(text.contains(rules), "{text}");
+    let (_, notes) = disallowed(&text, "web", &alone);
+    assert!(notes[0].contains("still names some of them"), "{notes:?}");
+    let range = map("100000-165535", None).unwrap_err().to_string();
+    assert!(range.contains("/etc/subuid"), "{range}");
+}
+
+#[test]
 fn a_wrong_config_is_not_touched() {
     let text = format!("{HEAD}[cache]\nttl = 1\n");
     let (_folder, file) = on_disk(&text);
@@ -279,10 +299,11 @@ proptest::proptest! {
     #[test]
     fn any_rule_comes_and_goes(
         uids in proptest::collection::vec("[a-z_][a-z0-9_.-]{0,8}|[0-9]{1,6}|1[0-9]{1,3}-2[0-9]{4}|[\"'\\\\#é]{1,3}", 1..3),
+        maps in proptest::collection::vec("[a-z_][a-z0-9_.-]{0,8}|[0-9]{1,6}", 0..3),
         unit in proptest::option::of("[a-z@:.\\\\-]{1,9}\\.service"),
     ) {
-        let uids = uids.iter().map(|uid| uid.parse().unwrap()).collect();
-        let rule = RuleSpec::new(uids, Vec::new(), unit, None).unwrap();
+        let ids = |ids: Vec<String>| ids.iter().map(|id| id.parse().unwrap()).collect();
+        let rule = RuleSpec::new(ids(uids), ids(maps), Vec::new(), unit, None).unwrap();
         let text = format!("{HEAD}[services.web]\nsource = \"local:web\"\nallow = [{{ gid = 1 }}]\n");
         let granted = allowed(&text, "web", &rule);
         proptest::prop_assert_eq!(disallowed(&granted, "web", &rule).0, text);

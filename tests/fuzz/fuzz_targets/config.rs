@@ -6,6 +6,7 @@ use std::path::Path;
 use libfuzzer_sys::fuzz_target;
 use secretfs::caller::{Caller, Cgroup};
 use secretfs::config::accounts::Listed;
+use secretfs::config::subuid::Subuids;
 use secretfs::config::{Account, Config};
 use secretfs::fs::Catalogue;
 use secretfs::policy::{Decision, Rule};
@@ -21,6 +22,7 @@ fuzz_target!(|text: &str| {
     let accounts = Listed {
         users: vec![account("secretfs", 990), account("billing", 1000)],
         groups: vec![("ops".to_owned(), Gid(2000))],
+        subuids: Subuids::parse(b"billing:100000:65536\ncontainers:0:4294967295\n"),
     };
     let config = match Config::parse_with(text, Path::new("config.toml"), &accounts) {
         Ok(config) => config,
