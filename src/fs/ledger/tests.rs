@@ -160,6 +160,22 @@ fn what_was_written_is_there_and_what_was_taken_out_is_not() {
 }
 
 #[test]
+fn who_dies_at_once_is_not_followed_for_ever() {
+    let (first, memory) = ledger();
+    let server = || Ledger::open(memory.try_clone().unwrap()).unwrap().0;
+    for _ in 0..20 {
+        let ledger = server();
+        ledger.begins().unwrap();
+        ledger.goes_well();
+    }
+    for _ in 0..=IN_A_ROW {
+        server().begins().unwrap();
+    }
+    assert!(matches!(server().begins(), Err(Unfit::Deadly)));
+    drop(first);
+}
+
+#[test]
 fn a_place_is_used_again() {
     let (ledger, memory) = ledger();
     let held = || {
