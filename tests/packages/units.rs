@@ -132,6 +132,21 @@ fn the_units_hold_a_server_without_any_privilege() {
     host.does("systemctl daemon-reload");
     assert!(exposure(&host) <= WITH_NETWORK, "{}", exposure(&host));
 
+    host.does("systemctl reload secretfs");
+
+    // A server that hangs is followed, and who has a file open reads on.
+    let watchdog = "/run/systemd/system/secretfs.service.d/watchdog.conf";
+    host.does(&format!(
+        "mkdir -p $(dirname {watchdog}) && printf '[Service]\nWatchdogSec=2\n' >{watchdog}"
+    ));
+    host.does("systemctl daemon-reload && systemctl restart secretfs");
+    let server = main_pid(&host);
+    host.does(&format!(
+        "exec 9</secrets/demo/x; kill -s STOP {server}; timeout 15 cat /secrets/demo/x && cat <&9"
+    ));
+    assert_ne!(main_pid(&host), server);
+    host.does(&format!("rm {watchdog} && systemctl daemon-reload"));
+
     // Who wants an end gets one, and a start as at first.
     host.does("secretfs unmount");
     assert_eq!(
