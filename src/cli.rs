@@ -158,7 +158,9 @@ fn carry_out(cli: Cli) -> Result<(), Failure> {
         }
         Command::Completions { shell } => shell::completions(output, shell),
         Command::Man { dir } => shell::man(output, dir.as_deref()),
-        Command::Premount { unit } => daemon::premount(file.as_deref(), &unit, &clock),
+        Command::Premount { unit, served } => {
+            daemon::premount(file.as_deref(), &unit, served, &clock)
+        }
         Command::Serve { check } => serve::serve(&place(file.as_deref())?, check, &clock)
             .map_err(|error| session::run_failure(&error)),
         Command::ServeHanded(handed) => {

@@ -67,6 +67,7 @@ const KILL_DEADLINE: Duration = Duration::from_secs(2);
 pub fn run(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Result<(), KeeperError> {
     let signals = signals()?;
     runtime::prepare(config)?;
+    runtime::make_state(config)?;
     let lock = runtime::lock(&config.runtime, clock)?;
     let mountpoint = Mountpoint::new(&config.mount, &config.file);
     if mountpoint.heal()? {

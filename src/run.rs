@@ -204,13 +204,11 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     let config = Config::load(config)?;
     let mountpoint = Mountpoint::new(&config.mount, &config.file);
     let stores = open_stores(&config, inherited.identities, inherited.keys, clock)?;
-    let opened = Ledger::open(inherited.ledger).and_then(|(ledger, known)| {
-        if holder.is_systemd() {
-            ledger.begins()?;
-        }
-        Ok((ledger, known))
-    });
+    let opened = Ledger::open(inherited.ledger);
     let (ledger, known) = opened.inspect_err(|_| holder.last())?;
+    if holder.is_systemd() {
+        ledger.may_be_followed().inspect_err(|_| holder.last())?;
+    }
     let device = match &known {
         None => inherited.device,
         Some(known) => holder.renew(inherited.device, known.negotiated)?,
@@ -311,6 +309,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
             unmounted = Some(await_unmount(mountpoint)?);
             tokio::spawn(watchdog());
             let ledger = Arc::clone(&ledger);
+            ledger.begins();
             tokio::spawn(async move {
                 tokio::time::sleep(CAME_FURTHER).await;
                 ledger.goes_well();
@@ -328,6 +327,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
                 },
                 wish = holder.wish() => break match wish {
                     Wish::End => End::ForGood(Ok(())),
+                    Wish::Restart => End::Here,
                     Wish::Become(program) => End::As(program),
                 },
                 _ = interrupt.recv() => {}
@@ -360,6 +360,7 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
         } else {
             drop(control.await);
             handover.write();
+            ledger.goes_well();
         }
         Ok(end)
     });
@@ -375,15 +376,12 @@ pub fn serve(config: &Path, inherited: Inherited, clock: &Clock) -> Result<(), R
     if let Err(error) = audit.flush(DRAIN) {
         tracing::error!(%error, "the audit log was not written to its end");
     }
-    match end {
-        End::As(program) => {
-            let why = holder.become_program(&program);
-            Err(RunError::system("becoming another release")(why))
-        }
-        End::Here | End::ForGood(_) => {
-            Err(RunError::system("ending")(sys::die_of(Signal::SIGTERM)))
-        }
+    if let End::As(program) = end {
+        let why = holder.become_program(&program);
+        tracing::error!(program = %program.display(), "no other release takes over: {why}");
     }
+    // At once: whoever waits for an answer is not given another one on the way.
+    Err(RunError::system("ending")(sys::die_of(Signal::SIGTERM)))
 }
 
 /// How a server ends.

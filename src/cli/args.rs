@@ -347,10 +347,15 @@ secretfs relay --backend vault --audit-file /var/log/vault/audit.log
     ///
     /// What the unit `secretfs.service` runs as root before the server, for some milliseconds. A mount that systemd holds
     /// already is left alone. Where systemd does not start the daemon, `secretfs mount` does all of this.
-    #[command(after_help = examples("ExecStartPre=+/usr/bin/secretfs premount %n"))]
+    #[command(after_help = examples("\
+ExecStartPre=+/usr/bin/secretfs premount %n
+  ExecStartPost=+/usr/bin/secretfs premount --served %n"))]
     Premount {
         /// The unit that is started
         unit: String,
+        /// Only take down that its server is ready, after it
+        #[arg(long)]
+        served: bool,
     },
     /// Serve what systemd holds since `secretfs premount`: what the unit runs
     #[command(hide = true)]

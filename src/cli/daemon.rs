@@ -21,13 +21,21 @@ pub(crate) fn mount(config: &Config, clock: &Clock, ready: impl FnOnce()) -> Res
     keeper::run(config, clock, ready).map_err(|error| keeper_failure(&error))
 }
 
-pub(crate) fn premount(file: Option<&Path>, unit: &str, clock: &Clock) -> Result<(), Failure> {
+pub(crate) fn premount(
+    file: Option<&Path>,
+    unit: &str,
+    served: bool,
+    clock: &Clock,
+) -> Result<(), Failure> {
     // A config that cannot be used is no reason to end here: the server says what is wrong with it, and is not started again.
     let Ok(config) = super::place(file).and_then(|place| super::load(&place)) else {
         return Ok(());
     };
-    let mounted = premount::premount(&config, unit, clock);
-    mounted.map(drop).map_err(|error| keeper_failure(&error))
+    let done = match served {
+        true => premount::served(&config),
+        false => premount::premount(&config, unit, clock).map(drop),
+    };
+    done.map_err(|error| keeper_failure(&error))
 }
 
 pub(super) fn keeper_failure(error: &KeeperError) -> Failure {

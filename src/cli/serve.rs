@@ -95,7 +95,7 @@ pub fn serve(config: &Path, check: bool, clock: &Clock) -> Result<(), RunError> 
     if !check {
         return run::serve_stored(config, clock);
     }
-    let said = writeln!(std::io::stdout(), "{}", run::fits(config)?);
+    let said = writeln!(std::io::stdout(), "{}", run::fits(config, clock)?);
     said.map_err(|why| RunError::System {
         what: "saying so",
         why,

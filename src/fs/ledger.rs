@@ -211,20 +211,27 @@ impl Ledger {
         }
     }
 
-    /// Counts a server that begins, where nobody else counts.
+    /// Whether another server may go on with it, where nobody else counts.
     ///
     /// # Errors
-    /// [`Unfit::Deadly`] if too many before it did not come as far as to [`Ledger::goes_well`].
-    pub fn begins(&self) -> Result<(), Unfit> {
-        let falls = self.memory.as_ref().and_then(|memory| word(memory, FALLS));
-        let falls = falls
-            .and_then(|falls| number(FALLS, falls))
-            .unwrap_or_default();
-        if falls > IN_A_ROW {
-            return Err(Unfit::Deadly);
+    /// [`Unfit::Deadly`] if too many after one another have got as far as to [`Ledger::begins`], and not to
+    /// [`Ledger::goes_well`].
+    pub fn may_be_followed(&self) -> Result<(), Unfit> {
+        match self.falls() > IN_A_ROW {
+            true => Err(Unfit::Deadly),
+            false => Ok(()),
         }
-        self.put(FALLS, checked(FALLS, falls + 1));
-        Ok(())
+    }
+
+    /// Counts a server that begins to serve.
+    pub fn begins(&self) {
+        self.put(FALLS, checked(FALLS, self.falls() + 1));
+    }
+
+    fn falls(&self) -> u64 {
+        let falls = self.memory.as_ref().and_then(|memory| word(memory, FALLS));
+        let falls = falls.and_then(|falls| number(FALLS, falls));
+        falls.unwrap_or_default()
     }
 
     /// This server has come further than to what the one before may have died of.

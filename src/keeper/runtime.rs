@@ -75,15 +75,44 @@ pub(super) fn judge_file(path: &Path) -> Result<(), Suspect> {
     Ok(())
 }
 
-/// Makes the folders of a config that are not there yet, and judges the runtime folder.
+/// Makes the runtime folder if it is not there yet, and judges it.
 ///
 /// # Errors
 /// [`KeeperError::File`]
 pub(super) fn prepare(config: &Config) -> Result<(), KeeperError> {
     make_folder(&config.runtime, "runtime", 0o755, None)?;
-    judge(&config.runtime)?;
+    judge(&config.runtime)
+}
+
+/// Makes the state folder if it is not there yet.
+///
+/// # Errors
+/// [`KeeperError::File`]
+pub(super) fn make_state(config: &Config) -> Result<(), KeeperError> {
     let owner = config.user.as_ref().map(|user| user.uid);
     make_folder(&config.state, "state", 0o700, owner)
+}
+
+/// Whether somebody holds the lock of a config.
+///
+/// # Errors
+/// [`KeeperError::File`]
+pub(super) fn is_locked(runtime: &Path) -> Result<bool, KeeperError> {
+    let path = runtime.join(LOCK);
+    let fails = |why: io::Error| KeeperError::File {
+        path: path.clone(),
+        key: "runtime",
+        why,
+    };
+    let file = match File::open(&path) {
+        Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file.map_err(fails)?,
+    };
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(_) => Ok(false),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(true),
+        Err((_, errno)) => Err(fails(errno.into())),
+    }
 }
 
 /// Takes the lock of a config, waiting as long as a command may take.

@@ -17,7 +17,7 @@ use crate::backend::store::identity;
 use crate::sys;
 
 /// How long those who read may have to wait for a server to go on where one has died, whoever dies on the way.
-const TAKE_OVER_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const TAKE_OVER_DEADLINE: Duration = Duration::from_secs(10);
 /// So many servers that the kernel keeps may be there at once.
 const MOST_KEPT: usize = 3;
 

@@ -105,6 +105,12 @@ impl Stored {
         self.0.iter().filter_map(key).collect()
     }
 
+    /// True if there is a mount to go on with.
+    #[must_use]
+    pub fn is_there() -> bool {
+        std::env::var_os("LISTEN_FDS").is_some()
+    }
+
     /// Another descriptor of the same connection, in place of the first: whoever waits for what the server before had read
     /// fails at once, when `device`, a copy of the first, is closed.
     ///
@@ -118,12 +124,15 @@ impl Stored {
             true => (DEVICE, DEVICE_AGAIN),
             false => (DEVICE_AGAIN, DEVICE),
         };
-        // First, so that whoever dies in between leaves one.
+        // What systemd holds under one name it does not take under another.
+        forget(SPARE)?;
+        // Of a server that died here.
+        forget(new)?;
+        // Before the old one goes, so that whoever dies in between leaves one.
         store(new, &fresh)?;
         forget(old)?;
-        forget(SPARE)?;
         for (name, fd) in &self.0 {
-            if name == old {
+            if [DEVICE, DEVICE_AGAIN].contains(&name.as_str()) {
                 sys::replace(fd.as_fd(), fresh.try_clone()?)?;
             }
         }
@@ -132,10 +141,9 @@ impl Stored {
 
     /// Has systemd forget them all, so that there is a fresh mount next time.
     pub fn forget(&self) {
-        for (name, _) in &self.0 {
-            if let Err(why) = forget(name) {
-                tracing::warn!(%why, "systemd does not hear");
-            }
+        let stores = self.0.iter().filter_map(|(name, _)| name.strip_prefix(KEY));
+        if let Err(why) = forget_all(stores) {
+            tracing::warn!(%why, "systemd does not hear");
         }
     }
 
@@ -186,6 +194,6 @@ pub(super) fn forget_all<'a>(stores: impl Iterator<Item = &'a str>) -> io::Resul
     keys.try_for_each(|key| forget(&key))
 }
 
-fn forget(name: &str) -> io::Result<()> {
+pub(super) fn forget(name: &str) -> io::Result<()> {
     sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])
 }

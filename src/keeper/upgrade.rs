@@ -26,7 +26,6 @@ use super::{END, KILL_DEADLINE, Keeper, KeeperError, LAST, mountinfo, runtime, s
 use crate::backend::store::identity;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::fs::Ledger;
 use crate::secret::Name;
 use crate::sys::SecretMemory;
 
@@ -302,11 +301,11 @@ fn ask(
     ))
 }
 
-/// The program that stands where this one was started from, if it says that its server could go on where ours ends.
+/// The program that stands where this one was started from, if it says that its server could go on where ours ends: `mark`.
 ///
 /// # Errors
 /// Why not.
-pub fn follower(config: &Path, clock: &Clock) -> Result<PathBuf, String> {
+pub fn follower(config: &Path, mark: &str, clock: &Clock) -> Result<PathBuf, String> {
     let program = program().map_err(|why| format!("the program's own file: {why}"))?;
     runtime::judge_file(&program).map_err(|why| why.to_string())?;
     let mut command = Command::new(&program);
@@ -316,10 +315,10 @@ pub fn follower(config: &Path, clock: &Clock) -> Result<PathBuf, String> {
         .args(["serve", "--check"]);
     let said = ask(&mut command, clock, || Ok(()))
         .map_err(|why| format!("{}: {why}", program.display()))?;
-    match said.trim() == Ledger::layout() {
+    match said.trim() == mark {
         true => Ok(program),
         false => Err(format!(
-            "{}: it writes down differently what the kernel knows, which takes a restart on a fresh mount: `secretfs unmount`, then `systemctl start secretfs`",
+            "{}: it has the mount, the runtime folder or the state elsewhere than the daemon that runs, or writes down differently what the kernel knows: `secretfs unmount`, then `systemctl start secretfs`",
             program.display()
         )),
     }

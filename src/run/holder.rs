@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -35,6 +36,10 @@ pub enum Holder {
 pub struct Systemd {
     stored: Stored,
     config: PathBuf,
+    /// What another release has to say to be one that can go on.
+    mark: String,
+    /// The kernel sends again what a dead server has not answered.
+    resends: AtomicBool,
     clock: Clock,
     wish: watch::Sender<Option<Wish>>,
 }
@@ -44,6 +49,8 @@ pub struct Systemd {
 pub(super) enum Wish {
     /// To end for good.
     End,
+    /// To be followed by another one.
+    Restart,
     /// To become this program.
     Become(PathBuf),
 }
@@ -56,10 +63,12 @@ impl Holder {
     }
 
     /// `config` is what another release would be called with.
-    pub(super) fn systemd(stored: Stored, config: &Path, clock: &Clock) -> Self {
+    pub(super) fn systemd(stored: Stored, config: &Path, mark: String, clock: &Clock) -> Self {
         Self::Systemd(Systemd {
             stored,
             config: config.to_owned(),
+            mark,
+            resends: AtomicBool::new(false),
             clock: clock.clone(),
             wish: watch::Sender::new(None),
         })
@@ -91,7 +100,11 @@ impl Holder {
                 true => &keeper::READY,
                 false => &keeper::READY_WITHOUT_RESEND,
             }),
-            Self::Systemd(_) => sd_notify::notify(&[NotifyState::Ready]),
+            Self::Systemd(systemd) => {
+                let resends = agreed.is_some_and(may_resend);
+                systemd.resends.store(resends, Ordering::Relaxed);
+                sd_notify::notify(&[NotifyState::Ready])
+            }
         }
     }
 
@@ -120,8 +133,14 @@ impl Holder {
         match self {
             Self::Keeper(word) => ask_keeper(word),
             Self::Systemd(systemd) => {
-                let program = upgrade::follower(&systemd.config, &systemd.clock)?;
-                systemd.wish.send_replace(Some(Wish::Become(program)));
+                let (config, mark) = (&systemd.config, &systemd.mark);
+                let program = upgrade::follower(config, mark, &systemd.clock)?;
+                // Where the kernel has to let go of who waits, a descriptor is needed for that which systemd gives at a start.
+                let wish = match systemd.resends.load(Ordering::Relaxed) {
+                    true => Wish::Become(program),
+                    false => Wish::Restart,
+                };
+                systemd.wish.send_replace(Some(wish));
                 Ok(())
             }
         }

@@ -1,7 +1,7 @@
 //! The server as systemd starts it, with a mount that systemd holds.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
 use tokio::sync::oneshot;
 
+use super::backends::vaults;
 use super::{Holder, Inherited, RunError, serve};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -21,13 +22,49 @@ use crate::keeper::mountpoint::Mountpoint;
 use crate::keeper::stored::{self, NotStored, Stored};
 use crate::sys::Uid;
 
-/// What a server of this release writes down of a mount, if it could serve this config.
+/// How long a config may be wrong that was right before.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the server of this release would go on with, if it could serve this config: where that puts things, and how the ledger is
+/// written. Who says the same can go on with the same mount.
 ///
 /// # Errors
-/// [`RunError::Config`]
-pub fn fits(config: &Path) -> Result<&'static str, RunError> {
-    Config::load(config)?;
-    Ok(Ledger::layout())
+/// [`RunError::Config`], [`RunError::User`], [`RunError::Backend`].
+pub fn fits(config: &Path, clock: &Clock) -> Result<String, RunError> {
+    let config = Config::load(config)?;
+    check_user(&config)?;
+    vaults(&config, clock)?;
+    Ok(mark(&config))
+}
+
+/// The same of the config that is in force.
+pub(super) fn mark(config: &Config) -> String {
+    let places = [&config.file, &config.mount, &config.runtime, &config.state];
+    format!("{} {places:?}", Ledger::layout())
+}
+
+fn check_user(config: &Config) -> Result<(), RunError> {
+    match &config.user {
+        Some(user) if user.uid != Uid::effective() => Err(RunError::User {
+            file: config.file.clone(),
+            user: user.name.clone(),
+            is: Uid::effective(),
+        }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The config. One that is being saved while there is a mount to go on with is waited for.
+fn load(config: &Path, clock: &Clock) -> Result<Config, RunError> {
+    let deadline = clock.now() + PATIENCE;
+    loop {
+        match Config::load(config) {
+            Err(_) if Stored::is_there() && clock.now() < deadline => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            loaded => return Ok(loaded?),
+        }
+    }
 }
 
 /// The server as systemd starts it: with a mount that systemd holds.
@@ -36,25 +73,15 @@ pub fn fits(config: &Path) -> Result<&'static str, RunError> {
 /// As [`serve`]; [`RunError::Stored`], [`RunError::User`].
 pub fn serve_stored(config: &Path, clock: &Clock) -> Result<(), RunError> {
     // First: of a config that is wrong systemd hears before anything else, and leaves it at that.
-    let loaded = Config::load(config)?;
-    if let Some(user) = loaded
-        .user
-        .as_ref()
-        .filter(|user| user.uid != Uid::effective())
-    {
-        return Err(RunError::User {
-            file: loaded.file.clone(),
-            user: user.name.clone(),
-            is: Uid::effective(),
-        });
-    }
+    let loaded = load(config, clock)?;
+    check_user(&loaded)?;
     let stored = Stored::inherit()?;
-    let inherited = Inherited::of(stored, config, clock);
+    let inherited = Inherited::of(stored, config, mark(&loaded), clock);
     serve(config, inherited?, clock)
 }
 
 impl Inherited {
-    fn of(stored: Stored, config: &Path, clock: &Clock) -> Result<Self, NotStored> {
+    fn of(stored: Stored, config: &Path, mark: String, clock: &Clock) -> Result<Self, NotStored> {
         let parts = || {
             Ok((
                 (stored.device()?, stored.find(stored::WRITABLE)?),
@@ -70,7 +97,7 @@ impl Inherited {
         Ok(Self {
             device,
             writable,
-            holder: Holder::systemd(stored, config, clock),
+            holder: Holder::systemd(stored, config, mark, clock),
             control,
             identities: BTreeMap::new(),
             keys,
@@ -86,15 +113,18 @@ impl Inherited {
 /// hides the mount from it, nothing can be said.
 pub(super) fn await_unmount(mountpoint: Mountpoint) -> io::Result<oneshot::Receiver<()>> {
     let mountinfo = File::open("/proc/self/mountinfo")?;
+    let path = mountpoint.path().to_owned();
     let (gone, is_gone) = oneshot::channel();
     let is_there = move || {
-        mountpoint
-            .listed()
-            .map_or(true, |mounts| !mounts.is_empty())
+        let listed = mountpoint.listed();
+        listed.map_or(true, |mounts| !mounts.is_empty())
     };
-    let seen = is_there();
+    // What was there when it was mounted for us is gone, or the unit hides it, and then nothing can be said.
+    if !is_there() && fs::metadata(&path).is_err() {
+        return Ok(is_gone);
+    }
     let wait = move || {
-        while !seen || is_there() {
+        while is_there() {
             let mut changed = [PollFd::new(mountinfo.as_fd(), PollFlags::POLLPRI)];
             if poll(&mut changed, PollTimeout::NONE).is_err_and(|why| why != Errno::EINTR) {
                 return;

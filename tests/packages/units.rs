@@ -45,7 +45,12 @@ fn host() -> Host {
             &systemd("secretfs.sysusers"),
             "/usr/lib/sysusers.d/secretfs.conf",
         ),
+        (
+            &systemd("secretfs.target"),
+            &format!("{units}/secretfs.target"),
+        ),
         (&systemd("network.conf"), "/network.conf"),
+        (&systemd("consumer.conf"), "/consumer.conf"),
         (&root.join("tests/packages/readers.py"), "/readers.py"),
     ]);
     host.does("systemd-sysusers secretfs.conf && systemctl daemon-reload && secretfs init");
@@ -170,6 +175,42 @@ fn the_units_hold_a_server_without_any_privilege() {
     host.does(
         "sed -i '$d' /etc/secretfs/config.toml && systemctl start secretfs && cat /secrets/demo/x",
     );
+}
+
+/// It reads a secret before there is a network.
+const CONSUMER: &str = r#"
+[Unit]
+Before=network-pre.target network.target
+Wants=network-pre.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=cp /run/secrets/x /consumed
+[Install]
+WantedBy=multi-user.target
+"#;
+
+#[test]
+fn who_needs_a_secret_waits_for_the_mount_and_for_no_network() {
+    needs!();
+    if !has(&NEEDS) {
+        return;
+    }
+    let host = host();
+    let unit = "/etc/systemd/system/consumer.service";
+    host.does(&format!("cat >{unit} <<'END'{CONSUMER}END"));
+    host.does(&format!(
+        "mkdir {unit}.d && sed s/billing/demo/ /consumer.conf >{unit}.d/secretfs.conf"
+    ));
+    host.does("systemctl daemon-reload && systemctl start consumer");
+    assert_eq!(
+        host.says("systemctl is-active consumer"),
+        "active",
+        "{}",
+        journal(&host)
+    );
+    assert_eq!(host.says("cat /consumed"), "canary of who is killed");
+    assert_eq!(host.says("cat /secrets/demo/x"), "canary of who is killed");
 }
 
 #[test]

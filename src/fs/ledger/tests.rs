@@ -165,13 +165,16 @@ fn who_dies_at_once_is_not_followed_for_ever() {
     let server = || Ledger::open(memory.try_clone().unwrap()).unwrap().0;
     for _ in 0..20 {
         let ledger = server();
-        ledger.begins().unwrap();
+        ledger.may_be_followed().unwrap();
+        ledger.begins();
         ledger.goes_well();
     }
     for _ in 0..=IN_A_ROW {
-        server().begins().unwrap();
+        let ledger = server();
+        ledger.may_be_followed().unwrap();
+        ledger.begins();
     }
-    assert!(matches!(server().begins(), Err(Unfit::Deadly)));
+    assert!(matches!(server().may_be_followed(), Err(Unfit::Deadly)));
     drop(first);
 }
 
