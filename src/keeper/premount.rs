@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -53,7 +54,8 @@ pub fn premount(config: &Config, unit: &str, clock: &Clock) -> Result<bool, Keep
         forget_all(stores).map_err(KeeperError::Systemd)?;
     }
     waiting.ends()?;
-    let lock = runtime::lock(&config.runtime, clock)?;
+    // Dropped it would be unlocked, for systemd's copy of it as well.
+    let lock = ManuallyDrop::new(runtime::lock(&config.runtime, clock)?);
     if mountpoint.heal()? {
         tracing::info!(mount = %config.mount.display(), "took away the mount that an earlier daemon left behind");
     }
@@ -63,7 +65,7 @@ pub fn premount(config: &Config, unit: &str, clock: &Clock) -> Result<bool, Keep
     let values_key = SecretMemory::new().map_err(KeeperError::Start)?;
     let mounted = mountpoint.mount()?;
     let stored = || -> io::Result<()> {
-        store(LOCK, &*lock)?;
+        store(LOCK, &**lock)?;
         store(CONTROL, &control)?;
         store(VALUES, &values)?;
         store(VALUES_KEY, values_key.descriptor())?;

@@ -127,6 +127,7 @@ fn the_units_hold_a_server_without_any_privilege() {
         let line = status.lines().find_map(|line| line.strip_prefix(key));
         assert_eq!(line.map(str::trim), Some(value.as_str()), "{key} {status}");
     }
+    host.does("! flock --nonblock /run/secretfs/lock true");
     // Nobody else of it is left, and the mount is everyone's.
     assert_eq!(host.says("pgrep -c secretfs"), "1");
     host.does("nsenter -t 1 -m grep -q ' /secrets fuse.secretfs ro' /proc/self/mounts");
@@ -164,6 +165,15 @@ fn the_units_hold_a_server_without_any_privilege() {
     host.does("systemctl stop secretfs");
     assert_eq!(host.says(READ), "1");
     host.does("systemctl start secretfs && cat /secrets/demo/x");
+
+    // While no server can start who reads waits, and not for ever; then everything is as it was.
+    host.does("mv /etc/secretfs/identity.txt /etc/secretfs/away");
+    host.does("systemctl kill -s KILL secretfs");
+    let read = host.says("timeout 25 cat /secrets/demo/x >/said 2>&1 && echo 0 || echo $?");
+    assert_eq!(read, "1", "{}", journal(&host));
+    host.does("mv /etc/secretfs/away /etc/secretfs/identity.txt");
+    let reads = || host.says(READ) == "0";
+    assert!(eventually(AFRESH, reads), "{}", journal(&host));
 
     // A config that is broken keeps it down, says why, and nobody waits.
     host.does("systemctl stop secretfs && echo 'nonsense = 1' >>/etc/secretfs/config.toml");
