@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use crate::fs::{Answer, Fh, Ino, MAX_READ, Negotiated, Readiness, Reply, Tree, Waiter};
 use crate::secret::Name;
 
+mod hand;
 mod listing;
 mod notify;
 mod renames;

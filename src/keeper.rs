@@ -335,7 +335,8 @@ impl Keeper<'_> {
             let mut byte = [0_u8; 1];
             match serving.word.read(&mut byte) {
                 Ok(0) => {
-                    // Its end is closed, so it is dying, and SIGCHLD follows.
+                    // Its end is closed, so it is dying, and SIGCHLD follows, unless the kernel keeps it.
+                    lookout.hurry(self.clock);
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 Ok(_) if byte == LAST => serving.last = true,
@@ -359,6 +360,7 @@ impl Keeper<'_> {
                 return Ok(Happened::Died(status));
             }
             if stuck {
+                tracing::warn!("the kernel keeps a thread of the server");
                 serving.stuck = true;
                 return Ok(Happened::Died(End::Signal(Signal::SIGKILL)));
             }
