@@ -336,6 +336,7 @@ impl Keeper<'_> {
             match serving.word.read(&mut byte) {
                 Ok(0) => {
                     // Its end is closed, so it is dying, and SIGCHLD follows, unless the kernel keeps it.
+                    serving.closed.get_or_insert(self.clock.now());
                     lookout.hurry(self.clock);
                     std::thread::sleep(Duration::from_millis(1));
                 }

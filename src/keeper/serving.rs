@@ -46,6 +46,8 @@ pub(super) struct Serving {
     pub(super) reload: bool,
     /// Somebody wants an end.
     pub(super) stop: bool,
+    /// When it closed its end of the word, as who dies does.
+    pub(super) closed: Option<Instant>,
     /// It is dead, and the kernel keeps it.
     pub(super) stuck: bool,
     /// Servers before it that have not ended yet: the kernel keeps one until what it waits for has happened.
@@ -104,6 +106,7 @@ impl Serving {
             last: false,
             reload: false,
             stop: false,
+            closed: None,
             stuck: false,
             before: Vec::new(),
         }
@@ -156,13 +159,14 @@ impl Serving {
         self.before.is_empty() && self.child.ended().is_some()
     }
 
-    /// How long it has served, if it was ready. One that is stuck was found out late.
+    /// How long it has served, if it was ready. One that is stuck was found out late, and may have been for as long.
     pub(super) fn served_for(&self, now: Instant) -> Option<Duration> {
         let ready = self.ready?;
-        Some(match self.stuck {
-            true => Duration::ZERO,
-            false => now.saturating_duration_since(ready),
-        })
+        let died = match self.stuck {
+            true => self.closed.unwrap_or(ready),
+            false => now,
+        };
+        Some(died.saturating_duration_since(ready))
     }
 
     /// Why the next one cannot go on where this one has ended like this. One that was ready and ends by itself had
