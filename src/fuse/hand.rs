@@ -7,7 +7,6 @@
 //!
 //! So such calls have threads that have nothing open but what they need, and do nothing else.
 
-use std::any::Any;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::mpsc;
@@ -25,7 +24,7 @@ pub(super) struct Hand {
 
 impl Hand {
     /// Starts one, which has only these descriptors. What `enter` gives stays as long as the thread.
-    pub(super) fn start<T: Any>(
+    pub(super) fn start<T: 'static>(
         name: &str,
         descriptors: Vec<RawFd>,
         enter: impl FnOnce() -> T + Send + 'static,
