@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use crate::fs::{Answer, Fh, Ino, MAX_READ, Negotiated, Readiness, Reply, Tree, Waiter};
 use crate::secret::Name;
 
+mod hand;
 mod listing;
 mod notify;
 mod renames;
@@ -55,21 +56,25 @@ struct Adapter {
 const RESENT: u64 = 1 << 63;
 
 impl Adapter {
-    /// Has one of our own threads make a change, if this is one. Nobody else changes anything.
+    /// Has one of our own threads make a change, if this is one, or was one of the server before. Nobody else changes anything.
     fn change(
         &self,
         req: &Request,
         names: [&OsStr; 2],
         reply: ReplyEmpty,
-        make: impl FnOnce([&str; 2]) -> Reply<()>,
+        make: impl FnOnce([&str; 2], u64) -> Reply<()>,
     ) {
         let [Some(one), Some(other)] = names.map(OsStr::to_str) else {
             return reply.error(Errno::EROFS);
         };
+        let request = req.unique().0;
+        if request & RESENT != 0 && self.tree.has_made(request & !RESENT) {
+            return reply.ok();
+        }
         if !self.own.is_one(req.pid()) {
             return reply.error(Errno::EROFS);
         }
-        match make([one, other]) {
+        match make([one, other], request) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(error)),
         }
@@ -400,8 +405,8 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.change(req, [name, name], reply, |[name, _]| {
-            self.tree.own_unlink(Ino(parent.0), name)
+        self.change(req, [name, name], reply, |[name, _], request| {
+            self.tree.own_unlink(Ino(parent.0), name, request)
         });
     }
 
@@ -433,8 +438,8 @@ impl Filesystem for Adapter {
         if parent != newparent || !flags.is_empty() {
             return reply.error(Errno::EROFS);
         }
-        self.change(req, [name, newname], reply, |[from, to]| {
-            self.tree.own_rename(Ino(parent.0), from, to)
+        self.change(req, [name, newname], reply, |[from, to], request| {
+            self.tree.own_rename(Ino(parent.0), from, to, request)
         });
     }
 

@@ -41,7 +41,7 @@ use falls::{AGAIN, Falls, Next};
 use lookout::Lookout;
 use mountpoint::{Listed, MountError, Mountpoint, abort};
 use process::End;
-use serving::{Held, Serving};
+use serving::{Held, LATE, Serving};
 
 /// What the server says when it can serve.
 pub const READY: [u8; 1] = *b"r";
@@ -174,8 +174,7 @@ impl Keeper<'_> {
     ) -> Result<Option<Serving>, KeeperError> {
         let now = self.clock.now();
         let served = dead.served_for(now);
-        let goes_on = self.is_there() && dead.can_be_followed(status, now);
-        let next = falls.fell(served, goes_on);
+        let next = falls.fell(served, self.hindrance(&dead, status, now));
         self.follow(dead, next, falls)
     }
 
@@ -199,8 +198,8 @@ impl Keeper<'_> {
                 Taken::Ended => return Ok(self.give_up()),
                 Taken::Failed => falls.pause(),
             },
-            Next::Afresh(pause) => {
-                self.clear(held);
+            Next::Afresh(pause, why) => {
+                self.give_way(held, why);
                 pause
             }
         };
@@ -290,7 +289,7 @@ impl Keeper<'_> {
             };
             tracing::error!("the server was not started again: {error}");
             if self.clock.now() >= due {
-                self.clear(held);
+                self.give_way(held, LATE);
                 return Ok(Taken::Failed);
             }
             pause = AGAIN;
@@ -300,7 +299,7 @@ impl Keeper<'_> {
     /// False if somebody has taken the mount away: then nobody could come to it.
     fn is_there(&self) -> bool {
         let listed = self.mountpoint.listed();
-        listed.is_ok_and(|list| !list.is_empty())
+        !listed.is_ok_and(|list| list.is_empty())
     }
 
     /// Waits until the server is ready or dead, or somebody wants an end.
@@ -332,7 +331,9 @@ impl Keeper<'_> {
             let mut byte = [0_u8; 1];
             match serving.word.read(&mut byte) {
                 Ok(0) => {
-                    // Its end is closed, so it is dying, and SIGCHLD follows.
+                    // Its end is closed, so it is dying, and SIGCHLD follows, unless the kernel keeps it.
+                    serving.closed.get_or_insert(self.clock.now());
+                    lookout.hurry(self.clock);
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 Ok(_) if byte == LAST => serving.last = true,
@@ -356,6 +357,7 @@ impl Keeper<'_> {
                 return Ok(Happened::Died(status));
             }
             if stuck {
+                tracing::warn!("the kernel keeps a thread of the server");
                 serving.stuck = true;
                 return Ok(Happened::Died(End::Signal(Signal::SIGKILL)));
             }
@@ -372,8 +374,7 @@ impl Keeper<'_> {
     /// Ends a server whose mount somebody has taken away: it does not hear of that, because it has a mount of its own. It is
     /// started again on a fresh one.
     fn look_after(&self, serving: &mut Serving) {
-        let listed = self.mountpoint.listed();
-        if serving.unmounted || !listed.is_ok_and(|list| list.is_empty()) {
+        if serving.unmounted || self.is_there() {
             return;
         }
         tracing::warn!(mount = %self.config.mount.display(), "somebody has unmounted it; mounting it again");
@@ -426,6 +427,12 @@ impl Keeper<'_> {
 
     fn remove_socket(&self) {
         let _ = fs::remove_file(self.config.runtime.join(control::SOCKET));
+    }
+
+    /// Makes room for a fresh mount, and says why.
+    fn give_way(&self, held: Held, why: &str) {
+        tracing::error!(%why, "mounting afresh: what is open has to be opened anew");
+        self.clear(held);
     }
 
     /// Waiters fail at once, and the place is free for a fresh mount.

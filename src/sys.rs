@@ -230,6 +230,32 @@ pub fn replace(descriptor: BorrowedFd<'_>, by: OwnedFd) -> io::Result<()> {
     }
 }
 
+/// Gives the thread that calls this a table of descriptors of its own, which has the three standard ones and these. The other
+/// threads keep theirs, and what they close is closed, as this one does not hold it. It must use no other descriptor from then on,
+/// and drop no owner of one.
+///
+/// # Errors
+/// What close_range(2) fails with: `ENOSYS` before Linux 5.9. Then the thread has the table of the others, as before.
+pub fn keep_only(descriptors: &[RawFd]) -> io::Result<()> {
+    let mut kept: Vec<u32> = descriptors.iter().map(|one| one.unsigned_abs()).collect();
+    kept.sort_unstable();
+    let mut first = libc::STDERR_FILENO.unsigned_abs() + 1;
+    let mut gaps = Vec::new();
+    for one in kept {
+        gaps.push((first, one.saturating_sub(1)));
+        first = first.max(one.saturating_add(1));
+    }
+    gaps.push((first, u32::MAX));
+    for (first, last) in gaps.into_iter().filter(|(first, last)| first <= last) {
+        let flags = libc::CLOSE_RANGE_UNSHARE;
+        // SAFETY: the call takes no pointers. What it closes is this thread's alone, which uses nothing of it.
+        if unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Makes `fresh`, a descriptor of `/dev/fuse` that nothing was done with, another one of the connection that `device` serves.
 /// What was read from `device` and not answered fails when its last copy is closed.
 ///

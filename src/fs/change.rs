@@ -296,9 +296,8 @@ impl Tree {
         let (tree, subject, number) = (Arc::clone(self), path.clone(), pending.number);
         let settle = move || {
             let wanted = |pending: &Pending| pending.number == number;
-            tree.inodes.commit(&subject, wanted)
+            tree.inodes.commit(&subject, None, wanted)
         };
-        let line = Line::Change(ChangeLine { path: path.clone() });
         let mut renaming = Renaming {
             service: path.service.clone(),
             folder: self.inodes.service(&path.service),
@@ -306,7 +305,7 @@ impl Tree {
             name: path.name.clone(),
             settle: Some(Box::new(settle)),
             _done: done,
-            _line: self.ledger.write(&line, [0; 3]),
+            _line: pending.line,
         };
         match self.kernel.get() {
             Some(kernel) => kernel.rename(renaming),
@@ -348,8 +347,8 @@ impl Tree {
     ///
     /// # Errors
     /// [`FsError::ReadOnly`] for any other.
-    pub fn own_rename(&self, parent: Ino, from: &str, to: &str) -> Reply<()> {
-        self.own_change(parent, to, |pending| {
+    pub fn own_rename(&self, parent: Ino, from: &str, to: &str, request: u64) -> Reply<()> {
+        self.own_change(parent, to, request, |pending| {
             pending.hidden().as_deref() == Some(from)
         })
     }
@@ -358,17 +357,25 @@ impl Tree {
     ///
     /// # Errors
     /// [`FsError::ReadOnly`] for any other.
-    pub fn own_unlink(&self, parent: Ino, name: &str) -> Reply<()> {
-        self.own_change(parent, name, |pending| pending.replacement.is_none())
+    pub fn own_unlink(&self, parent: Ino, name: &str, request: u64) -> Reply<()> {
+        self.own_change(parent, name, request, |pending| {
+            pending.replacement.is_none()
+        })
     }
 
-    fn own_change(&self, parent: Ino, name: &str, wanted: impl Fn(&Pending) -> bool) -> Reply<()> {
+    fn own_change(
+        &self,
+        parent: Ino,
+        name: &str,
+        request: u64,
+        wanted: impl Fn(&Pending) -> bool,
+    ) -> Reply<()> {
         let (Some(Node::Service(service)), Ok(name)) = (self.inodes.get(parent), name.parse())
         else {
             return Err(FsError::ReadOnly);
         };
         let path = SecretPath { service, name };
-        let made = self.inodes.commit(&path, wanted);
+        let made = self.inodes.commit(&path, Some(request), wanted);
         made.then_some(()).ok_or(FsError::ReadOnly)
     }
 

@@ -9,7 +9,7 @@ use crate::backend::Version;
 use crate::cache::Generation;
 use crate::caller::Caller;
 use crate::config::Reads;
-use crate::fs::ledger::lines::{FileLine, FolderLine, Line, Number};
+use crate::fs::ledger::lines::{FileLine, FolderLine, Line, Number, mark};
 use crate::fs::ledger::{Entry, Ledger};
 use crate::fs::node::SecretNode;
 use crate::fs::{DirEntry, Ino, Waiter};
@@ -268,9 +268,4 @@ impl Handles {
     fn table_mut(&self) -> RwLockWriteGuard<'_, HashMap<Fh, Handle>> {
         self.open.write().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A request as it is written down: not 0, and short enough.
-fn mark(request: u64) -> u64 {
-    request % Number::HIGHEST + 1
 }

@@ -7,7 +7,7 @@
 //! A name changes hands only when the kernel says so, by the rename or unlink that we asked for ourselves: it holds the
 //! directory's lock meanwhile, so no look-up can come between, and what it has cached is always what stands here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::watch;
@@ -18,7 +18,11 @@ use crate::fs::ledger::{Entry, Ledger};
 use crate::fs::node::{Secret, SecretNode, View};
 use crate::secret::{Name, SecretPath};
 
+mod pending;
 mod restored;
+
+use pending::NEXT;
+pub(super) use pending::Pending;
 
 /// An inode's number.
 #[derive(
@@ -53,30 +57,6 @@ pub(super) enum Node {
     Secret(Arc<SecretNode>),
 }
 
-/// A change of a name that the kernel is asked for.
-#[derive(Debug, Clone)]
-pub(super) struct Pending {
-    /// Which one it is of all.
-    pub(super) number: u64,
-    /// The inode that gets the name; `None` if the name goes.
-    pub(super) replacement: Option<Arc<SecretNode>>,
-    /// Ends when the kernel has been asked for it.
-    pub(super) made: watch::Receiver<()>,
-    /// The kernel has looked the replacement up.
-    seen: bool,
-}
-
-/// What an inode is called until it is renamed: `.next-7` in the change of this number.
-const NEXT: &str = ".next-";
-
-impl Pending {
-    /// The name that the replacement has until then.
-    pub(super) fn hidden(&self) -> Option<String> {
-        let named = self.replacement.is_some();
-        named.then(|| format!("{NEXT}{}", self.number))
-    }
-}
-
 /// All inodes.
 #[derive(Debug)]
 pub(super) struct Inodes(RwLock<Table>);
@@ -101,6 +81,8 @@ struct Table {
     folders: HashMap<Ino, Entry>,
     /// How often a name has lost its inode.
     superseded: u64,
+    /// The requests to change names that an earlier server had begun to make.
+    made: HashSet<u64>,
 }
 
 #[derive(Debug)]
@@ -125,6 +107,7 @@ impl Inodes {
             lookups: HashMap::new(),
             folders: HashMap::new(),
             superseded: 0,
+            made: HashSet::new(),
         }))
     }
 
@@ -294,6 +277,7 @@ impl Inodes {
             number,
             replacement,
             made,
+            line: Pending::line(path, &table.ledger),
             seen: false,
         };
         table.changing.insert(number, path.clone());
@@ -320,8 +304,14 @@ impl Inodes {
         Some(node)
     }
 
-    /// The name changes hands now, if this change is still the one that is wanted.
-    pub(super) fn commit(&self, path: &SecretPath, wanted: impl Fn(&Pending) -> bool) -> bool {
+    /// The name changes hands now, if this change is still the one that is wanted; in answer to this request, if the kernel
+    /// makes it.
+    pub(super) fn commit(
+        &self,
+        path: &SecretPath,
+        request: Option<u64>,
+        wanted: impl Fn(&Pending) -> bool,
+    ) -> bool {
         let mut table = self.table_mut();
         let Some(all) = table.pending.get_mut(path) else {
             return false;
@@ -334,8 +324,12 @@ impl Inodes {
             table.pending.remove(path);
         }
         table.changing.remove(&pending.number);
+        let before = table.secrets.get(path).map(|known| known.current);
+        if let Some(request) = request {
+            pending.write_down(before, request);
+        }
         // Never two at once, not even in the ledger.
-        let before = table.secrets.remove(path).map(|known| known.current);
+        table.secrets.remove(path);
         if let Some(Node::Secret(node)) = before.and_then(|ino| table.nodes.get(&ino)) {
             node.supersede();
             node.secret.let_go();

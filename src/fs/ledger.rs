@@ -26,6 +26,8 @@ pub(super) mod lines;
 mod words;
 
 #[cfg(test)]
+mod kills;
+#[cfg(test)]
 mod tests;
 
 pub(super) use left::Found;
@@ -282,6 +284,8 @@ impl Ledger {
         if let Some(memory) = &self.memory {
             let written = memory.write(at, &word.to_ne_bytes());
             debug_assert!(written.is_some());
+            #[cfg(test)]
+            kills::word_was_written(memory);
         }
     }
 

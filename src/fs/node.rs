@@ -227,7 +227,8 @@ impl SecretNode {
     /// It has the name from now on.
     pub(super) fn name(&self) {
         let mut state = self.state();
-        state.nameless = false;
+        // An earlier server may have begun to name it.
+        (state.nameless, state.superseded) = (false, false);
         self.keep_written(&mut state);
     }
 

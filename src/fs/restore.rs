@@ -54,11 +54,12 @@ impl Tree {
     /// Takes up what an earlier server has left. Nobody has asked anything of this tree yet.
     pub fn restore(&self, left: Left, values: &Values) -> Unfinished {
         let mut unfinished = Unfinished::default();
+        let nodes = self.inodes.restore(left.inodes.into_values(), left.next);
         for found in left.changes {
+            self.inodes.go_on_changing(&found);
             let changes = unfinished.changes.entry(found.line.path);
             changes.or_default().push(found.entry);
         }
-        let nodes = self.inodes.restore(left.inodes.into_values(), left.next);
         let mut generations = HashMap::new();
         for (key, found) in left.generations {
             let Some((node, shown)) = nodes.get(&key.0) else {
@@ -123,6 +124,13 @@ impl Tree {
     /// goes.
     pub fn comes_again(&self, request: u64) {
         self.handles.comes_again(request);
+    }
+
+    /// True of a request to change a name that comes again and is to be answered as if it were the first time: the server that
+    /// has died had made the change.
+    #[must_use]
+    pub fn has_made(&self, request: u64) -> bool {
+        self.inodes.has_made(request)
     }
 
     /// Finishes what was left unfinished.

@@ -1,6 +1,7 @@
 //! What the file system's calls reply with.
 
 use std::fmt;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::sync::{oneshot, watch};
@@ -142,7 +143,7 @@ pub struct Renaming {
     pub(super) settle: Option<Box<dyn FnOnce() -> bool + Send>>,
     pub(super) _done: watch::Sender<()>,
     /// So that the next server makes the change if this one dies in the middle of it.
-    pub(super) _line: Option<Entry>,
+    pub(super) _line: Option<Arc<Entry>>,
 }
 
 impl Renaming {

@@ -1,15 +1,18 @@
 //! What the kernel is told without having asked.
 //!
 //! Not from inside a handler: there these calls can deadlock, because the kernel takes the inode's pages or the folder's
-//! lock for them. Sizes and pages have one thread, which holds no lock of ours and on which opens wait: pages are only ever
-//! locked for reads that we answer. Names have [threads of their own](super::renames).
+//! lock for them. Sizes and pages have one thread and its [`Hand`], which hold no lock of ours and on which opens wait: pages are
+//! only ever locked for reads that we answer, or the next server does. Names have [threads of their own](super::renames).
 
+use std::io;
+use std::os::fd::RawFd;
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 
 use fuser::{INodeNo, Notifier, PollHandle};
 use tokio::sync::oneshot;
 
+use super::hand::Hand;
 use super::renames::Renames;
 use crate::fs::{Ino, Kernel, Renaming, Tell, Waiter};
 
@@ -89,14 +92,20 @@ impl Kernel for Notices {
 }
 
 impl Queue {
-    /// Starts the thread, which ends when the last [`Notices`] is dropped. Names change by way of `renames`.
-    pub(super) fn run(self, notifier: Notifier, renames: Arc<Renames>) -> std::io::Result<()> {
+    /// Starts the thread, which ends when the last [`Notices`] is dropped. Names change by way of `renames`; `device` is the
+    /// number by which `notifier` writes to the kernel.
+    pub(super) fn run(
+        self,
+        (notifier, device): (Notifier, RawFd),
+        renames: Arc<Renames>,
+    ) -> io::Result<()> {
         let _ = self.renames.set(renames);
+        let hand = Hand::start("pages", vec![device], || {})?;
         let notices = self.notices;
         let work = move || {
             notices
                 .into_iter()
-                .for_each(|notice| carry(&notifier, notice))
+                .for_each(|notice| carry(&notifier, &hand, notice))
         };
         thread::Builder::new()
             .name("notices".to_owned())
@@ -105,18 +114,19 @@ impl Queue {
     }
 }
 
-fn carry(notifier: &Notifier, notice: Notice) {
+fn carry(notifier: &Notifier, hand: &Hand, notice: Notice) {
+    let told = notifier.clone();
     match notice {
         Notice::Size { tell, due, then } => {
             if due()
-                && let Err(error) = tell_size(notifier, tell)
+                && let Err(error) = hand.call(move || tell_size(&told, tell))
             {
                 tracing::warn!(%error, "the kernel was not told a size; sendfile(2) may see an old one until the next stat");
             }
             then();
         }
         Notice::Pages { ino, done } => {
-            if let Err(error) = notifier.inval_inode(INodeNo(ino.0), 0, 0) {
+            if let Err(error) = hand.call(move || told.inval_inode(INodeNo(ino.0), 0, 0)) {
                 tracing::warn!(%error, "the kernel did not drop the pages of a secret that was taken away");
             }
             drop(done);
@@ -128,7 +138,7 @@ fn carry(notifier: &Notifier, notice: Notice) {
     }
 }
 
-fn tell_size(notifier: &Notifier, tell: Tell) -> std::io::Result<()> {
+fn tell_size(notifier: &Notifier, tell: Tell) -> io::Result<()> {
     let ino = INodeNo(tell.ino.0);
     if tell.grown && tell.size > 0 {
         // An invalidation alone refreshes the size only at the next stat, and sendfile does none. A byte stored at the

@@ -1,7 +1,7 @@
 //! A FUSE session on a descriptor that somebody else has opened and mounted, or that another server has served before.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
@@ -88,8 +88,9 @@ fn tell(
     queue: Queue,
     writable: Option<OwnedFd>,
 ) -> io::Result<()> {
-    let renames = Renames::new(writable, session.notifier(), own);
-    queue.run(session.notifier(), renames)
+    let device = session.as_fd().as_raw_fd();
+    let renames = Renames::new(writable, (session.notifier(), device), own);
+    queue.run((session.notifier(), device), renames)
 }
 
 /// Who may is our own question, asked at each open; the kernel lets everyone come to ask it.

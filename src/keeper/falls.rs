@@ -19,6 +19,8 @@ const CAME_FURTHER: Duration = Duration::from_millis(100);
 const IN_A_ROW: u32 = 5;
 /// So many that died young may, however far they came.
 const YOUNG_IN_A_ROW: u32 = 300;
+/// What is said of more.
+const TOO_MANY: &str = "servers die of it one right after the other";
 
 /// Servers that have died.
 #[derive(Debug)]
@@ -35,8 +37,8 @@ pub(super) struct Falls {
 pub(super) enum Next {
     /// Go on with the mount.
     TakeOver(Duration),
-    /// Mount afresh.
-    Afresh(Duration),
+    /// Mount afresh, because of this.
+    Afresh(Duration, &'static str),
 }
 
 impl Default for Falls {
@@ -50,13 +52,18 @@ impl Default for Falls {
 }
 
 impl Falls {
-    /// A server has died that had served for so long, if it came so far; the next one can go on with its mount, or not.
-    pub(super) fn fell(&mut self, served: Option<Duration>, goes_on: bool) -> Next {
+    /// A server has died that had served for so long, if it came so far; the next one can go on with its mount unless there is
+    /// a hindrance.
+    pub(super) fn fell(
+        &mut self,
+        served: Option<Duration>,
+        hindrance: Option<&'static str>,
+    ) -> Next {
         let Some(served) = served else {
             // What it has died of it has not found on the mount.
-            return match goes_on {
-                true => Next::TakeOver(AGAIN),
-                false => Next::Afresh(self.pause()),
+            return match hindrance {
+                None => Next::TakeOver(AGAIN),
+                Some(why) => Next::Afresh(self.pause(), why),
             };
         };
         self.in_a_row = match served < CAME_FURTHER {
@@ -70,14 +77,14 @@ impl Falls {
                 0
             }
         };
-        if goes_on && self.in_a_row <= IN_A_ROW && self.young <= YOUNG_IN_A_ROW {
-            let pause = FIRST_PAUSE * self.in_a_row;
-            return Next::TakeOver(pause);
-        }
+        let too_many = self.in_a_row > IN_A_ROW || self.young > YOUNG_IN_A_ROW;
+        let Some(why) = hindrance.or(too_many.then_some(TOO_MANY)) else {
+            return Next::TakeOver(FIRST_PAUSE * self.in_a_row);
+        };
         (self.in_a_row, self.young) = (0, 0);
         match served < GROWN_UP {
-            true => Next::Afresh(self.pause()),
-            false => Next::Afresh(self.pause),
+            true => Next::Afresh(self.pause(), why),
+            false => Next::Afresh(self.pause, why),
         }
     }
 
@@ -92,27 +99,29 @@ impl Falls {
 mod tests {
     use super::*;
 
+    const WHY: &str = "it is gone";
+
     #[test]
     fn who_dies_is_followed_at_once_and_who_dies_at_once_not_for_ever() {
         let mut falls = Falls::default();
         let (second, moment) = (Duration::from_secs(1), Duration::from_millis(50));
         for _ in 0..20 {
             assert_eq!(
-                falls.fell(Some(second), true),
+                falls.fell(Some(second), None),
                 Next::TakeOver(Duration::ZERO)
             );
         }
         for count in 1..=IN_A_ROW {
             assert_eq!(
-                falls.fell(Some(moment), true),
+                falls.fell(Some(moment), None),
                 Next::TakeOver(FIRST_PAUSE * count)
             );
         }
         assert_eq!(
-            falls.fell(Some(moment), true),
-            Next::Afresh(FIRST_PAUSE * 2)
+            falls.fell(Some(moment), None),
+            Next::Afresh(FIRST_PAUSE * 2, TOO_MANY)
         );
-        assert_eq!(falls.fell(Some(moment), true), Next::TakeOver(FIRST_PAUSE));
+        assert_eq!(falls.fell(Some(moment), None), Next::TakeOver(FIRST_PAUSE));
     }
 
     #[test]
@@ -120,17 +129,17 @@ mod tests {
         let mut falls = Falls::default();
         for _ in 0..YOUNG_IN_A_ROW {
             assert_eq!(
-                falls.fell(Some(CAME_FURTHER), true),
+                falls.fell(Some(CAME_FURTHER), None),
                 Next::TakeOver(Duration::ZERO)
             );
         }
         assert_eq!(
-            falls.fell(Some(CAME_FURTHER), true),
-            Next::Afresh(FIRST_PAUSE * 2)
+            falls.fell(Some(CAME_FURTHER), None),
+            Next::Afresh(FIRST_PAUSE * 2, TOO_MANY)
         );
         for _ in 0..2 * YOUNG_IN_A_ROW {
             assert_eq!(
-                falls.fell(Some(GROWN_UP), true),
+                falls.fell(Some(GROWN_UP), None),
                 Next::TakeOver(Duration::ZERO)
             );
         }
@@ -140,9 +149,12 @@ mod tests {
     fn who_cannot_even_begin_is_followed_as_long_as_it_may_be() {
         let mut falls = Falls::default();
         for _ in 0..100 {
-            assert_eq!(falls.fell(None, true), Next::TakeOver(AGAIN));
+            assert_eq!(falls.fell(None, None), Next::TakeOver(AGAIN));
         }
-        assert_eq!(falls.fell(None, false), Next::Afresh(FIRST_PAUSE * 2));
+        assert_eq!(
+            falls.fell(None, Some(WHY)),
+            Next::Afresh(FIRST_PAUSE * 2, WHY)
+        );
     }
 
     #[test]
@@ -151,8 +163,14 @@ mod tests {
         let moment = Duration::from_millis(50);
         for pause in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
             let pause = Duration::from_millis(pause);
-            assert_eq!(falls.fell(Some(moment), false), Next::Afresh(pause));
+            assert_eq!(
+                falls.fell(Some(moment), Some(WHY)),
+                Next::Afresh(pause, WHY)
+            );
         }
-        assert_eq!(falls.fell(Some(GROWN_UP), false), Next::Afresh(FIRST_PAUSE));
+        assert_eq!(
+            falls.fell(Some(GROWN_UP), Some(WHY)),
+            Next::Afresh(FIRST_PAUSE, WHY)
+        );
     }
 }

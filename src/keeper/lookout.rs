@@ -1,7 +1,7 @@
 //! Looks for a server that is dead of which nobody says so.
 //!
-//! A thread that hangs in the kernel, waiting for a folder that somebody else holds, keeps a killed process from ending:
-//! it answers nobody, and its descriptors stay open.
+//! A thread that hangs in the kernel, waiting for a folder that somebody else holds or for an answer of its own process, keeps
+//! a killed one from ending: it answers nobody, and nobody is told of its death.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ pub(super) struct Lookout {
 }
 
 impl Lookout {
-    /// How long there is between two looks, in milliseconds, and before the second one that may find the same.
+    /// How long there is between two looks, in milliseconds, and before one that should find it dead.
     const PAUSE: u16 = 500;
     const SHORT_PAUSE: u16 = 50;
 
@@ -35,6 +35,12 @@ impl Lookout {
             true => Self::SHORT_PAUSE,
             false => Self::PAUSE,
         }
+    }
+
+    /// It is dying, and should have ended by the next look.
+    pub(super) fn hurry(&mut self, clock: &Clock) {
+        let soon = clock.now() + Duration::from_millis(Self::SHORT_PAUSE.into());
+        self.next = self.next.min(soon);
     }
 
     /// Looks, if it is time to. To be asked whatever else happens: on a busy machine somebody always mounts something, and

@@ -21,6 +21,10 @@ pub(super) const TAKE_OVER_DEADLINE: Duration = Duration::from_secs(10);
 /// So many servers that the kernel keeps may be there at once.
 const MOST_KEPT: usize = 3;
 
+/// Why a mount is given up, as the log says it.
+const UNMOUNTED: &str = "somebody has unmounted it";
+pub(super) const LATE: &str = "no server was ready in time";
+
 /// A server and the mount that it serves.
 pub(super) struct Serving {
     pub(super) child: Process,
@@ -42,6 +46,8 @@ pub(super) struct Serving {
     pub(super) reload: bool,
     /// Somebody wants an end.
     pub(super) stop: bool,
+    /// When it closed its end of the word, as who dies does.
+    pub(super) closed: Option<Instant>,
     /// It is dead, and the kernel keeps it.
     pub(super) stuck: bool,
     /// Servers before it that have not ended yet: the kernel keeps one until what it waits for has happened.
@@ -100,6 +106,7 @@ impl Serving {
             last: false,
             reload: false,
             stop: false,
+            closed: None,
             stuck: false,
             before: Vec::new(),
         }
@@ -152,28 +159,55 @@ impl Serving {
         self.before.is_empty() && self.child.ended().is_some()
     }
 
-    /// How long it has served, if it was ready. One that is stuck was found out late.
+    /// How long it has served, if it was ready. One that is stuck was found out late, and may have been for as long.
     pub(super) fn served_for(&self, now: Instant) -> Option<Duration> {
         let ready = self.ready?;
-        Some(match self.stuck {
-            true => Duration::ZERO,
-            false => now.saturating_duration_since(ready),
-        })
+        let died = match self.stuck {
+            true => self.closed.unwrap_or(ready),
+            false => now,
+        };
+        Some(died.saturating_duration_since(ready))
     }
 
-    /// Whether the next one can go on with the mount, now that it has ended like this. One that was ready and ends by itself had
+    /// Why the next one cannot go on where this one has ended like this. One that was ready and ends by itself had
     /// nothing to go on with; one that was not may have lacked what is there in a moment. Where the kernel sends nothing
     /// again, what one that is stuck had read would wait for it for ever.
-    pub(super) fn can_be_followed(&self, status: End, now: Instant) -> bool {
-        let late = self.ready.is_none() && (self.late || now >= self.due);
-        let gone = self.unmounted || late || self.last;
-        let lets_go = self.held.resends || !self.stuck;
-        let goes_on = matches!(status, End::Signal(_)) || self.ready.is_none();
-        self.held.served && !gone && lets_go && goes_on && self.before.len() < MOST_KEPT
+    fn hindrance(&self, status: End, now: Instant) -> Option<&'static str> {
+        let ready = self.ready.is_some();
+        let by_itself = ready && matches!(status, End::Code(_));
+        let late = !ready && (self.late || now >= self.due);
+        let keeps_all = self.stuck && !self.held.resends;
+        let hindrances = [
+            (self.unmounted, UNMOUNTED),
+            (!self.held.served, "no server has ever served it"),
+            (self.last, "the server said that no other can go on with it"),
+            (by_itself, "the server ended by itself"),
+            (late, LATE),
+            (keeps_all, "the kernel keeps what the server had read"),
+            (
+                self.before.len() >= MOST_KEPT,
+                "the kernel keeps dead servers",
+            ),
+        ];
+        let mut hindrances = hindrances.into_iter();
+        hindrances.find_map(|(is, why)| is.then_some(why))
     }
 }
 
 impl Keeper<'_> {
+    /// Why no other server can go on where one has ended like this.
+    pub(super) fn hindrance(
+        &self,
+        dead: &Serving,
+        status: End,
+        now: Instant,
+    ) -> Option<&'static str> {
+        match self.is_there() {
+            true => dead.hindrance(status, now),
+            false => Some(UNMOUNTED),
+        }
+    }
+
     pub(super) fn start_server(&self, held: Held) -> Result<Serving, (KeeperError, Held)> {
         match self.spawn(&held) {
             Ok((child, word)) => Ok(Serving::new(child, word, held, self.clock.now())),

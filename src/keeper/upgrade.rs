@@ -171,9 +171,9 @@ impl Keeper<'_> {
         }
         serving.last = has_said(LAST);
         let (killed, now) = (process::End::Signal(Signal::SIGKILL), self.clock.now());
-        let next = match self.is_there() && serving.can_be_followed(killed, now) {
-            true => Next::TakeOver(Duration::ZERO),
-            false => Next::Afresh(Duration::ZERO),
+        let next = match self.hindrance(&serving, killed, now) {
+            None => Next::TakeOver(Duration::ZERO),
+            Some(why) => Next::Afresh(Duration::ZERO, why),
         };
         self.follow(serving, next, &mut Falls::default())
     }

@@ -129,6 +129,12 @@ impl Told {
         self.held.lock().unwrap().as_ref().map_or(0, Vec::len)
     }
 
+    /// What the first of them is renamed from.
+    pub fn hidden(&self) -> Option<String> {
+        let held = self.held.lock().unwrap();
+        held.as_ref()?.first()?.from.clone()
+    }
+
     /// Now they do.
     pub fn let_go(&self) {
         let held = self.held.lock().unwrap().take();

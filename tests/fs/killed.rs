@@ -166,6 +166,30 @@ async fn a_change_under_way_is_made_by_the_next_server() {
 }
 
 #[tokio::test]
+async fn a_change_that_the_kernel_asked_for_and_got_no_answer_is_answered_by_the_next_server() {
+    let world = world();
+    let (folder, before) = (world.ino("free").await, world.ino("free/two").await);
+    world.kernel.hold();
+    let changed = world.put("b:free/two", "2222");
+    let _ = tokio::time::timeout(Duration::from_millis(50), changed).await;
+    // As the kernel does for the thread that renames.
+    let hidden = world.kernel.hidden().unwrap();
+    let after = world.tree.own_lookup(folder, &hidden).unwrap().ino;
+    world.tree.looked_up(after);
+    let (asked, other) = (request(), request());
+    let made = world.tree.own_rename(folder, &hidden, "two", asked);
+    assert_eq!(made, Ok(()));
+    world.kernel.lose();
+    world.kernel.hold();
+    let world = killed(world).await;
+    assert!(world.tree.has_made(asked));
+    assert!(!world.tree.has_made(other));
+    assert_eq!(world.ino("free/two").await, after);
+    assert_ne!(after, before);
+    assert_eq!(world.cat(1, "free/two").await.as_deref(), Ok("2222"));
+}
+
+#[tokio::test]
 async fn a_removed_secret_s_handle_is_outdated_and_reads_on() {
     let world = world();
     let ino = world.ino("free/one").await;

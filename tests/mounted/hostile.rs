@@ -140,6 +140,7 @@ fn a_server_that_the_kernel_keeps_is_not_waited_for() {
     // The thread that has the name forgotten waits for the directory, and cannot be killed.
     daemon.put("a/x", b"another");
     let mut reader = daemon.probe(&Who::uid(4001));
+    let fd = reader.open(&daemon.path("b/x")).unwrap();
     // Also while others mount and unmount things all the time, which the keeper hears of.
     let (end, place) = (AtomicBool::new(false), daemon.at("doors"));
     thread::scope(|scope| {
@@ -152,14 +153,19 @@ fn a_server_that_the_kernel_keeps_is_not_waited_for() {
             }
         });
         kill(daemon.server(), Signal::SIGKILL).unwrap();
-        // It need not work, but there must be an answer.
         let answer = catch_unwind(AssertUnwindSafe(|| reader.cat(&daemon.path("b/x"))));
         end.store(true, Ordering::SeqCst);
-        let _ = answer.unwrap();
+        assert_eq!(answer.unwrap(), Ok(VALUE.to_vec()), "{}", daemon.log());
     });
+    // On the same mount, and with the same store, whose lock the dead one does not keep.
+    assert_eq!(reader.pread(fd), Ok(VALUE.to_vec()), "{}", daemon.log());
+    daemon.put("b/x", b"another");
+    assert_eq!(reader.cat(&daemon.path("b/x")), Ok(b"another".to_vec()));
     daemon.signal(Signal::SIGTERM);
     daemon.ended();
     assert_eq!(daemon.mounts(), []);
+    daemon.start_keeper();
+    assert_eq!(reader.cat(&daemon.path("b/x")), Ok(b"another".to_vec()));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Ino, Inodes, Known, Node};
 use crate::fs::ledger::Found;
-use crate::fs::ledger::lines::{InodeLine, Number, What};
+use crate::fs::ledger::lines::{ChangeLine, InodeLine, Number, What, mark};
 use crate::fs::node::{Secret, SecretNode, View};
 use crate::secret::SecretPath;
 
@@ -63,6 +63,39 @@ impl Inodes {
         }
         table.next = table.next.max(next);
         files
+    }
+
+    /// Makes what is missing of a change of this name, if an earlier server had begun to make it. The kernel, which may not have
+    /// been answered, asks once more then, and is to get the answer that it would have got.
+    pub(in crate::fs) fn go_on_changing(&self, change: &Found<ChangeLine>) {
+        let given = change.number(Number::Given);
+        if given == 0 {
+            return;
+        }
+        let [loses, gets] = [Number::Loses, Number::Gets].map(|which| Ino(change.number(which)));
+        let path = &change.line.path;
+        let mut table = self.table_mut();
+        table.made.insert(given);
+        if let Some(node) = table.current(path)
+            && node.ino == loses
+        {
+            node.supersede();
+            table.secrets.remove(path);
+        }
+        if let Some(Node::Secret(node)) = table.nodes.get(&gets).cloned()
+            && !table.secrets.contains_key(path)
+        {
+            node.name();
+            let (secret, current) = (Arc::clone(&node.secret), gets);
+            table
+                .secrets
+                .insert(path.clone(), Known { secret, current });
+        }
+    }
+
+    /// True of a request that an earlier server was about to answer, as it had begun to make the change.
+    pub(in crate::fs) fn has_made(&self, request: u64) -> bool {
+        self.table().made.contains(&mark(request))
     }
 
     /// Drops what neither the kernel nor a name nor a handle leads to.

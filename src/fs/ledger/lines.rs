@@ -28,12 +28,17 @@ pub(in crate::fs) enum Number {
     Lookups,
     /// Of a secret's inode: one more than the size that the kernel was told, or 0.
     Told,
-    /// Of an open file or folder: the request that it is the answer to; 0 as long as the kernel cannot have heard of it.
+    /// Of an open file or folder: the request that it is the answer to; 0 as long as the kernel cannot have heard of it. Of a
+    /// change of a name: likewise, the request to make it.
     Given,
     /// Of an open file: 1 if it was taken away.
     Taken,
     /// Of an open file: who polls it, or 0.
     Waiter,
+    /// Of a change of a name: the inode that loses it, or 0.
+    Loses,
+    /// Likewise the inode that gets it.
+    Gets,
 }
 
 /// An inode, with [`Number::Lookups`] and [`Number::Told`].
@@ -102,7 +107,7 @@ pub(in crate::fs) struct FolderLine {
     pub(in crate::fs) ino: Ino,
 }
 
-/// A change of a name that the kernel was asked for.
+/// A change of a name that the kernel was asked for, with [`Number::Given`], [`Number::Loses`] and [`Number::Gets`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::fs) struct ChangeLine {
     pub(in crate::fs) path: SecretPath,
@@ -138,10 +143,15 @@ impl Number {
     pub(super) fn index(self) -> usize {
         match self {
             Self::Lookups | Self::Given => 0,
-            Self::Told | Self::Taken => 1,
-            Self::Waiter => 2,
+            Self::Told | Self::Taken | Self::Loses => 1,
+            Self::Waiter | Self::Gets => 2,
         }
     }
+}
+
+/// A request as it is written down: not 0, and short enough.
+pub(in crate::fs) fn mark(request: u64) -> u64 {
+    request % Number::HIGHEST + 1
 }
 
 /// A reference as it may be written says nothing of who is signed in.
