@@ -255,7 +255,7 @@ impl Keeper<'_> {
         };
         match ask(command, self.clock, meanwhile)?.trim() {
             YES => Ok(()),
-            _ => Err("it does not say that it can take over".to_owned()),
+            _ => Err("it cannot take over: it does not say that it can".to_owned()),
         }
     }
 }
