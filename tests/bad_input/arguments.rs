@@ -168,7 +168,7 @@ fn words() -> Vec<Case> {
         .without_config(),
         case(
             "the server by hand",
-            "serve --device 77 --word 78 --control 79 --values 80 --values-key 81 --ledger 82",
+            "serve-handed --device 77 --word 78 --control 79 --values 80 --values-key 81 --ledger 82",
             1,
             &["only the keeper passes", "secretfs mount"],
         ),

@@ -24,8 +24,8 @@ use crate::sys::Uid;
 /// The systemd credential that holds the identity, where there is one.
 const CREDENTIAL: &str = "secretfs-identity";
 
-/// What stands there where there is none: systemd starts no unit that lacks a credential. Nothing as short is an identity.
-const NO_CREDENTIAL: &str = "none";
+/// What stands there where there is none: systemd starts no unit that lacks a credential.
+const NO_CREDENTIAL: &[u8] = b"none";
 
 /// No identity file is larger than this many bytes.
 const MAX_FILE: usize = 1 << 16;
@@ -270,9 +270,10 @@ pub fn open(path: &Path) -> Result<File, IdentityError> {
 fn credential() -> Option<PathBuf> {
     let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
     let path = Path::new(&folder).join(CREDENTIAL);
-    let length = path.metadata().ok()?.len();
-    let is_one = u64::try_from(NO_CREDENTIAL.len()).is_ok_and(|none| length > none);
-    is_one.then_some(path)
+    let found = path.metadata().ok()?;
+    let as_long = found.is_file() && usize::try_from(found.len()) == Ok(NO_CREDENTIAL.len());
+    let is_none = as_long && std::fs::read(&path).is_ok_and(|text| text == NO_CREDENTIAL);
+    (!is_none).then_some(path)
 }
 
 /// Whom to ask for a passphrase or a PIN.
