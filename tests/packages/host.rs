@@ -41,10 +41,16 @@ pub(crate) struct Host {
 
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Builds the package, which takes as long as a release does.
+/// What this script builds, which takes as long as a release does. Nothing is booted meanwhile: readers there must not wait long,
+/// and a compiler takes the whole machine.
 #[track_caller]
-pub(crate) fn build() -> PathBuf {
-    made_by("systemd/debian/build", &[])
+pub(crate) fn build(script: &str) -> PathBuf {
+    let _turn = turn();
+    made_by(script, &[])
+}
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What it is booted with. Systemd's word for it is that it has a unit of its own already.
@@ -63,7 +69,7 @@ impl Host {
     /// Boots one that has each of these files at its place.
     #[track_caller]
     pub(crate) fn boot(files: &[(&Path, &str)]) -> Self {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turn();
         let folder = Folder::new();
         let root = folder.at("root");
         fs::create_dir(&root).unwrap();

@@ -10,8 +10,9 @@ use serde_json::Value;
 use crate::common::daemon::tool;
 use crate::common::folder::Folder;
 use crate::common::kept::Kept;
-use crate::common::machine::{made_by, needs};
+use crate::common::machine::needs;
 use crate::common::{DEADLINE, Output, eventually, run};
+use crate::host::build;
 
 const VALUE: &str = "only for those who may";
 
@@ -67,9 +68,9 @@ fn unpack(layout: &Path, root: &Path) -> Value {
 #[test]
 fn the_image_is_what_it_says_and_serves() {
     needs!();
-    let layout = made_by("systemd/oci/build", &[]);
+    let layout = build("systemd/oci/build");
     let digests = fs::read(layout.join("index.json")).unwrap();
-    made_by("systemd/oci/build", &[]);
+    build("systemd/oci/build");
     let again = fs::read(layout.join("index.json")).unwrap();
     assert_eq!(again, digests, "the same binary is the same image");
 

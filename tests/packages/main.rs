@@ -38,7 +38,7 @@ fn it_is_installed_used_upgraded_removed_and_purged() {
     if !has(&NEEDS) {
         return;
     }
-    let package = host::build();
+    let package = host::build("systemd/debian/build");
     let host = Host::boot(&[(&package, "/secretfs.deb")]);
 
     // Nothing begins by itself, and what to do is said.
