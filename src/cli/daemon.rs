@@ -33,7 +33,7 @@ pub(crate) fn premount(
     };
     let done = match served {
         true => premount::served(&config),
-        false => premount::premount(&config, unit, clock).map(drop),
+        false => premount::premount(&config, unit, clock),
     };
     done.map_err(|error| keeper_failure(&error))
 }

@@ -9,8 +9,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
 
 use super::mountpoint::{Mountpoint, device};
+use super::process::Process;
 use super::serving::TAKE_OVER_DEADLINE;
 use super::stored::{
     CONTROL, DEVICE, KEY, LEDGER, LOCK, SPARE, VALUES, VALUES_KEY, WRITABLE, forget, forget_all,
@@ -25,11 +27,11 @@ use crate::sys::{SecretMemory, SharedMemory};
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// Mounts where everyone sees it, and has systemd hold the mount for `unit`, whose server is started next. What systemd holds
-/// already is left alone. True if there is a fresh mount.
+/// already is left alone.
 ///
 /// # Errors
 /// [`KeeperError`]
-pub fn premount(config: &Config, unit: &str, clock: &Clock) -> Result<bool, KeeperError> {
+pub fn premount(config: &Config, unit: &str, clock: &Clock) -> Result<(), KeeperError> {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return Err(KeeperError::NoUnit);
     }
@@ -48,7 +50,7 @@ pub fn premount(config: &Config, unit: &str, clock: &Clock) -> Result<bool, Keep
             };
             let spare = (!resends()).then(spare);
             spare.transpose().map_err(KeeperError::Systemd)?;
-            return Ok(false);
+            return Ok(());
         }
         let stores = keys.iter().map(|(name, _)| name.as_str());
         forget_all(stores).map_err(KeeperError::Systemd)?;
@@ -81,8 +83,7 @@ pub fn premount(config: &Config, unit: &str, clock: &Clock) -> Result<bool, Keep
     stored().map_err(|why| {
         let _ = mountpoint.detach();
         KeeperError::Systemd(why)
-    })?;
-    Ok(true)
+    })
 }
 
 /// A server is ready: nobody waits any more.
@@ -165,15 +166,12 @@ fn count(unit: &str, clock: &Clock) -> io::Result<usize> {
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|why| io::Error::new(why.kind(), format!("systemctl: {why}")))?;
-    let deadline = clock.now() + ANSWER;
-    while child.try_wait()?.is_none() {
-        if clock.now() >= deadline {
-            child.kill()?;
-            return Err(io::Error::other("`systemctl show` does not answer in time"));
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
     let said = child.stdout.take().map(OwnedFd::from);
+    let mut child = Process::from(child);
+    if !child.ends_within(ANSWER, clock) {
+        kill(child.pid(), Signal::SIGKILL)?;
+        return Err(io::Error::other("`systemctl show` does not answer in time"));
+    }
     let said = said.map(super::upgrade::said).unwrap_or_default();
     let count = said.trim().parse();
     count.map_err(|_| {
