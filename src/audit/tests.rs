@@ -120,6 +120,22 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 #[test]
+fn what_is_counted_is_written_out_before_its_time_and_the_log_goes_on() {
+    let log = Log::new(1 << 20);
+    let audit = log.start();
+    for _ in 0..5 {
+        audit.record(log.event("billing/x"));
+    }
+    // The clock stands still: nothing else would write the repeats.
+    audit.flush(DEADLINE).unwrap();
+    assert_eq!(total(&log.read().0), 5);
+    assert_eq!(audit.ready(), Ok(()));
+    audit.record(log.event("billing/y"));
+    audit.close(DEADLINE).unwrap();
+    assert_eq!(total(&log.read().0), 6);
+}
+
+#[test]
 fn what_was_recorded_is_read_and_verified() {
     let log = Log::new(1 << 20);
     log.fill(3);
